@@ -1,0 +1,329 @@
+"""`config.json` as typed values.
+
+A published `config.json` carries more keys than a model needs to run; what changes the computation is read and
+checked here, the rest is left alone. Source: the published files, described key by key in the model's own repositories.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+SAMPLE_RATE = 24_000
+FRAME_SIZE = 1920
+FRAME_RATE = SAMPLE_RATE / FRAME_SIZE
+
+_MISSING = object()
+
+
+def _get(data: Mapping[str, Any], key: str, kind: type | tuple[type, ...], default: Any = _MISSING) -> Any:
+    value = data.get(key, default)
+    if value is _MISSING:
+        raise ConfigError(f"config.json has no '{key}'. Is it the configuration of a Moshi language model or codec?")
+    if kind is int and isinstance(value, bool):
+        kind = bool
+    if value is not default and not isinstance(value, kind):
+        raise ConfigError(f"config.json: '{key}' is {value!r}; expected {getattr(kind, '__name__', kind)}.")
+    return value
+
+
+def _require(data: Mapping[str, Any], key: str, supported: Sequence[Any]) -> None:
+    if key in data and data[key] not in supported:
+        raise ConfigError(
+            f"config.json: '{key}' is {data[key]!r}; this package supports {', '.join(map(repr, supported))}."
+        )
+
+
+@dataclass(frozen=True)
+class ConditionerConfig:
+    """A lookup-table condition such as Hibiki's `description`, summed into the temporal transformer's input."""
+
+    n_bins: int
+    dim: int
+    possible_values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """Shape of the dual-stream language model; field names are `config.json`'s keys."""
+
+    dim: int
+    num_heads: int
+    num_layers: int
+    n_q: int
+    dep_q: int
+    card: int
+    text_card: int
+    delays: tuple[int, ...]
+    context: int
+    max_period: float = 10_000.0
+    hidden_scale: float = 4.125
+    existing_text_padding_id: int = 3
+    depformer_dim: int = 1024
+    depformer_num_heads: int = 16
+    depformer_num_layers: int = 6
+    depformer_dim_feedforward: int = 4224
+    depformer_weights_per_step_schedule: tuple[int, ...] | None = None
+    depformer_low_rank_embeddings: int | None = None
+    extra_heads_num_heads: int = 0
+    extra_heads_dim: int = 6
+    conditioners: Mapping[str, ConditionerConfig] = field(default_factory=dict)
+
+    @property
+    def initial_token_id(self) -> int:
+        """What an audio stream holds before its first token."""
+        return self.card
+
+    @property
+    def text_initial_token_id(self) -> int:
+        """What the text stream holds before its first token."""
+        return self.text_card
+
+    @property
+    def user_q(self) -> int:
+        """Codebooks of the user's stream, those the model hears and doesn't generate."""
+        return self.n_q - self.dep_q
+
+    @property
+    def max_delay(self) -> int:
+        """Steps between sampling a frame's semantic token and its last acoustic token."""
+        return max(self.delays)
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the temporal transformer's gated MLP."""
+        return 2 * int(self.hidden_scale * self.dim) // 3
+
+    @property
+    def depformer_hidden_dim(self) -> int:
+        """Width of the depth transformer's gated MLP."""
+        return 2 * self.depformer_dim_feedforward // 3
+
+    @property
+    def schedule(self) -> tuple[int, ...]:
+        """Weight set of every slice of the depth transformer."""
+        return self.depformer_weights_per_step_schedule or tuple(range(self.dep_q))
+
+    @property
+    def num_weight_sets(self) -> int:
+        """Weight sets of the depth transformer; slices may share one."""
+        return max(self.schedule, default=-1) + 1
+
+    @classmethod
+    def published(cls) -> LMConfig:
+        """Shape of the published 7B models (Moshiko, Moshika), whose repositories may have no `config.json`."""
+        return cls(
+            dim=4096,
+            num_heads=32,
+            num_layers=32,
+            n_q=16,
+            dep_q=8,
+            card=2048,
+            text_card=32_000,
+            delays=(0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1),
+            context=3000,
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LMConfig:
+        """Read `config.json`'s content.
+
+        Raises:
+            ConfigError: a key is missing or has a value that this package can't run.
+        """
+        _require(data, "norm", ("rms_norm_f32", "rms_norm", "real_rms_norm_f32"))
+        _require(data, "gating", ("silu",))
+        _require(data, "positional_embedding", ("rope",))
+        _require(data, "causal", (True,))
+        _require(data, "layer_scale", (None,))
+        _require(data, "cross_attention", (False, None))
+        _require(data, "demux_second_text_stream", (False, None))
+        dep_q = _get(data, "dep_q", int)
+        if dep_q:
+            _require(data, "depformer_pos_emb", ("none",))
+            _require(data, "depformer_multi_linear", (True,))
+            _require(data, "depformer_weights_per_step", (True,))
+            _require(data, "depformer_layer_scale", (None,))
+            _require(data, "depformer_gating", ("silu",))
+        fuser = data.get("fuser") or {}
+        for kind in ("cross", "prepend"):
+            if fuser.get(kind):
+                raise ConfigError(f"config.json: condition(s) {fuser[kind]} are fused by '{kind}'; supported is 'sum'.")
+        depformer_dim = _get(data, "depformer_dim", int, 0) or 0
+        hidden_scale = float(_get(data, "hidden_scale", (int, float), 4.125))
+        feedforward = _get(data, "depformer_dim_feedforward", int, None)
+        if feedforward is None:
+            feedforward = int(hidden_scale * depformer_dim)
+        schedule = data.get("depformer_weights_per_step_schedule")
+        config = cls(
+            dim=_get(data, "dim", int),
+            num_heads=_get(data, "num_heads", int),
+            num_layers=_get(data, "num_layers", int),
+            n_q=_get(data, "n_q", int),
+            dep_q=dep_q,
+            card=_get(data, "card", int),
+            text_card=_get(data, "text_card", int),
+            delays=tuple(_get(data, "delays", list)),
+            context=_get(data, "context", int),
+            max_period=float(_get(data, "max_period", (int, float), 10_000.0)),
+            hidden_scale=hidden_scale,
+            existing_text_padding_id=_get(data, "existing_text_padding_id", int, 3),
+            depformer_dim=depformer_dim,
+            depformer_num_heads=_get(data, "depformer_num_heads", int, 16),
+            depformer_num_layers=_get(data, "depformer_num_layers", int, 0 if not dep_q else _MISSING),
+            depformer_dim_feedforward=feedforward,
+            depformer_weights_per_step_schedule=tuple(schedule) if schedule else None,
+            depformer_low_rank_embeddings=data.get("depformer_low_rank_embeddings"),
+            extra_heads_num_heads=_get(data, "extra_heads_num_heads", int, 0),
+            extra_heads_dim=_get(data, "extra_heads_dim", int, 6),
+            conditioners=_conditioners(data, fuser.get("sum") or []),
+        )
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        if len(self.delays) != self.n_q + 1:
+            raise ConfigError(
+                f"config.json: {len(self.delays)} delays; expected one for text and one for each of {self.n_q} codebooks."
+            )
+        if any(d < 0 for d in self.delays):
+            raise ConfigError(f"config.json: delays {list(self.delays)}; a delay can't be negative.")
+        if not 0 <= self.dep_q <= self.n_q:
+            raise ConfigError(f"config.json: dep_q is {self.dep_q}; expected 0 to n_q = {self.n_q}.")
+        for name, width, heads in (
+            ("dim", self.dim, self.num_heads),
+            ("depformer_dim", self.depformer_dim if self.dep_q else 0, self.depformer_num_heads),
+        ):
+            if heads <= 0 or width % heads:
+                raise ConfigError(f"config.json: {name} = {width} can't be divided among {heads} heads.")
+        if self.context < 1:
+            raise ConfigError(f"config.json: context is {self.context}; expected at least 1 step.")
+        schedule = self.depformer_weights_per_step_schedule
+        if schedule is not None and len(schedule) != self.dep_q:
+            raise ConfigError(f"config.json: weight schedule of {len(schedule)} slices; expected dep_q = {self.dep_q}.")
+
+
+def _conditioners(data: Mapping[str, Any], summed: Sequence[str]) -> dict[str, ConditionerConfig]:
+    result = {}
+    for name, spec in (data.get("conditioners") or {}).items():
+        if spec.get("type") != "lut":
+            raise ConfigError(f"config.json: conditioner '{name}' is of type {spec.get('type')!r}; supported is 'lut'.")
+        if name not in summed:
+            raise ConfigError(f"config.json: conditioner '{name}' is not listed under fuser.sum.")
+        lut = spec["lut"]
+        values = tuple(lut.get("possible_values") or ())
+        if not values:
+            raise ConfigError(f"config.json: conditioner '{name}' lists no possible_values.")
+        result[name] = ConditionerConfig(int(lut["n_bins"]), int(lut["dim"]), values)
+    return result
+
+
+@dataclass(frozen=True)
+class MimiConfig:
+    """Shape of the Mimi codec; the published one is `MimiConfig.published()`."""
+
+    dimension: int = 512
+    n_filters: int = 64
+    ratios: tuple[int, ...] = (8, 6, 5, 4)
+    kernel_size: int = 7
+    residual_kernel_size: int = 3
+    last_kernel_size: int = 3
+    compress: int = 2
+    dilation_base: int = 2
+    n_residual_layers: int = 1
+    num_heads: int = 8
+    num_layers: int = 8
+    context: int = 250
+    max_period: float = 10_000.0
+    dim_feedforward: int = 2048
+    codebook_dim: int = 256
+    bins: int = 2048
+    n_q: int = 32
+
+    @property
+    def hop(self) -> int:
+        """Samples per SEANet latent: 960, two of them to a frame."""
+        total = 1
+        for ratio in self.ratios:
+            total *= ratio
+        return total
+
+    @classmethod
+    def published(cls) -> MimiConfig:
+        """Shape of `tokenizer-e351c8d8-checkpoint125.safetensors`."""
+        return cls()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> MimiConfig:
+        """Read a codec folder's `config.json`.
+
+        Raises:
+            ConfigError: a key is missing or has a value that this package can't run.
+        """
+        seanet, quantizer, transformer = (_get(data, key, dict) for key in ("seanet", "quantizer", "transformer"))
+        _require(data, "sample_rate", (SAMPLE_RATE,))
+        _require(data, "channels", (1,))
+        _require(data, "frame_rate", (FRAME_RATE,))
+        _require(seanet, "activation", ("ELU",))
+        _require(seanet, "causal", (True,))
+        _require(seanet, "norm", ("none", "weight_norm"))
+        _require(seanet, "pad_mode", ("constant",))
+        _require(seanet, "true_skip", (True,))
+        _require(transformer, "gating", ("none",))
+        _require(transformer, "norm", ("layer_norm",))
+        _require(transformer, "positional_embedding", ("rope",))
+        _require(transformer, "causal", (True,))
+        config = cls(
+            dimension=_get(seanet, "dimension", int),
+            n_filters=_get(seanet, "n_filters", int),
+            ratios=tuple(_get(seanet, "ratios", list)),
+            kernel_size=_get(seanet, "kernel_size", int, 7),
+            residual_kernel_size=_get(seanet, "residual_kernel_size", int, 3),
+            last_kernel_size=_get(seanet, "last_kernel_size", int, 3),
+            compress=_get(seanet, "compress", int, 2),
+            dilation_base=_get(seanet, "dilation_base", int, 2),
+            n_residual_layers=_get(seanet, "n_residual_layers", int, 1),
+            num_heads=_get(transformer, "num_heads", int),
+            num_layers=_get(transformer, "num_layers", int),
+            context=_get(transformer, "context", int),
+            max_period=float(_get(transformer, "max_period", (int, float), 10_000.0)),
+            dim_feedforward=_get(transformer, "dim_feedforward", int),
+            codebook_dim=_get(quantizer, "dimension", int),
+            bins=_get(quantizer, "bins", int),
+            n_q=_get(quantizer, "n_q", int),
+        )
+        if transformer.get("d_model", config.dimension) != config.dimension:
+            raise ConfigError(
+                f"config.json: the codec's transformer is {transformer['d_model']} wide, its SEANet {config.dimension}."
+            )
+        if config.hop * 2 != FRAME_SIZE:
+            raise ConfigError(
+                f"config.json: ratios {list(config.ratios)} make frames of {config.hop * 2} samples; expected {FRAME_SIZE}."
+            )
+        return config
+
+    def with_codebooks(self, n_q: int) -> MimiConfig:
+        """The same codec with fewer codebooks kept."""
+        return replace(self, n_q=n_q)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Parse a `config.json`.
+
+    Raises:
+        ConfigError: the file can't be read or isn't a JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}. A model folder needs a config.json.") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON ({error}). Download the file again.") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}; expected a JSON object.")
+    return data
