@@ -1,0 +1,129 @@
+"""What the codec's and the language model's transformers share.
+
+MLX's CPU backend hands every matrix product to BLAS, whose product with the weights on the left of one or two columns
+reads them at the speed of memory, while the same product with the weights on the right takes up to twice as long.
+`linear` picks the side; on Metal the two are the same kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable
+from typing import TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+_MAX_COLUMNS = 2
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def on_cpu() -> bool:
+    """Whether MLX runs on its CPU backend here."""
+    return bool(mx.default_device() == mx.cpu)
+
+
+def activation_dtype() -> mx.Dtype:
+    """Activations are bfloat16 on Metal; on CPU float32, whose kernels are 3-8 times as fast as bfloat16's there."""
+    return mx.float32 if on_cpu() else mx.bfloat16
+
+
+@functools.cache
+def _can_compile() -> bool:
+    # On CPU MLX builds fused kernels with the system's C++ compiler, at run time.
+    return not on_cpu() or shutil.which("g++") is not None or shutil.which("clang++") is not None
+
+
+def compiled(function: F) -> F:
+    """`mx.compile` where it can run: always on Metal, on CPU where a C++ compiler is installed."""
+    return mx.compile(function) if _can_compile() else function
+
+
+def linear(x: mx.array, weight: mx.array) -> mx.array:
+    """Product of activations [..., I] and weights [O, I], giving [..., O]."""
+    rows = x.size // x.shape[-1]
+    if rows <= _MAX_COLUMNS and on_cpu():
+        return (weight @ x.reshape(rows, -1).T).T.reshape(*x.shape[:-1], -1)
+    return x @ weight.T
+
+
+class Linear(nn.Linear):
+    """A projection without bias, fast for one or two rows on CPU."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return linear(x, self["weight"])
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm computed in float32."""
+
+    def __init__(self, width: int, eps: float = 1e-8):
+        super().__init__()
+        self.weight = mx.ones((width,))
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, self.weight, self.eps)
+
+
+class Rotary:
+    """Interleaved rotary position embedding of stacked queries, keys and values.
+
+    Queries and keys are turned by their position, values by nothing, in a single operation: on CPU one complex product,
+    on Metal one rotary kernel in which the values' position is zero.
+    """
+
+    def __init__(self, head_dim: int, max_period: float):
+        self.head_dim = head_dim
+        self.max_period = max_period
+        # Angles are taken modulo a turn in double precision, so that an hour's positions are as exact as the first.
+        self._frequencies = max_period ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+
+    def positions(self, start: int, length: int) -> mx.array:
+        """What `__call__` takes for `length` positions from `start`."""
+        if not on_cpu():
+            return mx.array([start, start, 0], dtype=mx.int32)
+        angles = (start + np.arange(length, dtype=np.float64))[:, None] * self._frequencies
+        phases = np.exp(1j * np.stack([angles, angles, np.zeros_like(angles)]))
+        return mx.array(phases.astype(np.complex64))
+
+    def __call__(self, qkv: mx.array, positions: mx.array) -> mx.array:
+        """Turn `qkv` [B, 3, H, T, head_dim]; `positions` comes from the method of that name."""
+        if positions.dtype == mx.complex64:
+            pairs = mx.view(qkv.astype(mx.float32), mx.complex64) * positions[:, None]
+            return mx.view(pairs, mx.float32).astype(qkv.dtype)
+        B, _, H, T, D = qkv.shape
+        # At one position the values can go along, turned by zero; further positions would turn them.
+        turned = 3 if T == 1 else 2
+        rope = mx.fast.rope(
+            qkv[:, :turned].reshape(B * turned, H, T, D),
+            D,
+            traditional=True,
+            base=self.max_period,
+            scale=1.0,
+            offset=mx.tile(positions[:turned], B) if B > 1 else positions[:turned],
+        ).reshape(B, turned, H, T, D)
+        return rope if T == 1 else mx.concatenate([rope, qkv[:, 2:]], axis=1)
+
+
+def window_mask(query_start: int, length: int, key_positions: np.ndarray, context: int) -> mx.array:
+    """Which keys [n] each of `length` queries may see: itself and `context - 1` before it, as bool [length, n].
+
+    A negative key position marks an empty slot.
+    """
+    queries = query_start + np.arange(length)[:, None]
+    keys = key_positions[None, :]
+    return mx.array((keys >= 0) & (keys <= queries) & (keys > queries - context))
+
+
+def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+    """Scaled dot-product attention of `q` [B, H, T, D] over `k`, `v` [B, H, n, D], giving [B, T, H * D]."""
+    B, H, T, D = q.shape
+    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=D**-0.5, mask=mask)
+    return out.swapaxes(1, 2).reshape(B, T, H * D)
