@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -39,7 +39,7 @@ def _can_compile() -> bool:
 
 def compiled(function: F) -> F:
     """`mx.compile` where it can run: always on Metal, on CPU where a C++ compiler is installed."""
-    return mx.compile(function) if _can_compile() else function
+    return cast(F, mx.compile(function)) if _can_compile() else function
 
 
 def linear(x: mx.array, weight: mx.array) -> mx.array:
