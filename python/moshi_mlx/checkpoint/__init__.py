@@ -1,9 +1,11 @@
 """Where a model's files are and what they hold: layout, quantization, checks, conversion."""
 
 from .check import FLOAT, TensorSpec, check_tensors
+from .files import CheckpointFiles, resolve
 from .header import Header, TensorInfo, read_header
 from .layout import Piece, detect_layout, expected_tensors, pieces, to_mlx_layout
 from .loading import LMFile, check_lm, load_lm_tensors, open_tensors
+from .models import load_lm
 from .quantization import KINDS, LEVELS, Quantization, Recipe, kind_of
 from .writing import write_safetensors
 
@@ -11,6 +13,7 @@ __all__ = [
     "FLOAT",
     "KINDS",
     "LEVELS",
+    "CheckpointFiles",
     "Header",
     "LMFile",
     "Piece",
@@ -23,10 +26,12 @@ __all__ = [
     "detect_layout",
     "expected_tensors",
     "kind_of",
+    "load_lm",
     "load_lm_tensors",
     "open_tensors",
     "pieces",
     "read_header",
+    "resolve",
     "to_mlx_layout",
     "write_safetensors",
 ]

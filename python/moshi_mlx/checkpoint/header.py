@@ -78,25 +78,19 @@ def read_header(path: str | Path) -> Header:
             _refuse_foreign(path, size, start)
             length = struct.unpack("<Q", start[:8])[0]
             if length > _MAX_HEADER_BYTES or length < 2 or start[8:9] != b"{":
-                raise CheckpointError(
-                    f"{path} is not a safetensors file (no header found). Is it the right file?"
-                )
+                raise CheckpointError(f"{path} is not a safetensors file (no header found). Is it the right file?")
             if 8 + length > size:
                 raise _truncated(path, size, 8 + length)
             file.seek(8)
             raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: {error.strerror or error}. Expected a readable .safetensors file."
-        ) from error
+        raise CheckpointError(f"{path}: {error.strerror or error}. Expected a readable .safetensors file.") from error
     try:
         table = json.loads(raw)
         metadata = table.pop("__metadata__", {})
         tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in table.items()}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} has an unreadable header ({error}). Download the file again."
-        ) from error
+        raise CheckpointError(f"{path} has an unreadable header ({error}). Download the file again.") from error
     _check_data(path, size, tensors, 8 + length)
     return Header(path, tensors, metadata)
 
@@ -108,9 +102,7 @@ def _refuse_foreign(path: Path, size: int, start: bytes) -> None:
         if start.lower().startswith(magic.lower()):
             raise CheckpointError(f"{path} is {what}. Expected a safetensors file.")
     if size < 10:
-        raise CheckpointError(
-            f"{path} has only {size} bytes; expected a safetensors file. Download it again."
-        )
+        raise CheckpointError(f"{path} has only {size} bytes; expected a safetensors file. Download it again.")
 
 
 def _truncated(path: Path, size: int, expected: int) -> CheckpointError:
@@ -123,9 +115,7 @@ def _tensor(path: Path, name: str, entry: Mapping[str, Any], origin: int) -> Ten
     shape, dtype = tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
     start, stop = (int(offset) for offset in entry["data_offsets"])
     if dtype not in DTYPE_BYTES:
-        raise CheckpointError(
-            f"{path}: tensor {name} has the unknown type {dtype}; expected BF16, F32 or U32."
-        )
+        raise CheckpointError(f"{path}: tensor {name} has the unknown type {dtype}; expected BF16, F32 or U32.")
     if min(shape, default=0) < 0 or start < 0 or stop - start != math.prod(shape) * DTYPE_BYTES[dtype]:
         raise CheckpointError(
             f"{path}: tensor {name} takes {stop - start} bytes, which doesn't fit {list(shape)} of {dtype}. "
@@ -149,6 +139,5 @@ def _check_data(path: Path, size: int, tensors: Mapping[str, TensorInfo], origin
         raise _truncated(path, size, position)
     if size > position:
         raise CheckpointError(
-            f"{path} has {size:,} bytes; its header describes {position:,}. "
-            "The file is damaged; download it again."
+            f"{path} has {size:,} bytes; its header describes {position:,}. The file is damaged; download it again."
         )

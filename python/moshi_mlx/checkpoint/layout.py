@@ -127,9 +127,7 @@ def detect_layout(header: Header) -> Layout:
         CheckpointError: it holds something else, such as the codec.
     """
     names = header.tensors
-    if "out_norm.weight" in names or any(
-        name.startswith(("audio_embs.", "depformer.slices.")) for name in names
-    ):
+    if "out_norm.weight" in names or any(name.startswith(("audio_embs.", "depformer.slices.")) for name in names):
         return "mlx"
     if "out_norm.alpha" in names or any(name.startswith(("emb.", "depformer_emb.")) for name in names):
         return "pytorch"

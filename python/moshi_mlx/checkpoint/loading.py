@@ -59,9 +59,7 @@ def check_lm(path: str | Path, config: LMConfig) -> LMFile:
     layout = detect_layout(header)
     quantization = {}
     if layout == "mlx":
-        quantization = read_quantization(
-            header, {name: piece.shape for name, piece in pieces(config).items()}
-        )
+        quantization = read_quantization(header, {name: piece.shape for name, piece in pieces(config).items()})
     check_tensors(expected_tensors(config, layout, quantization), header.tensors, header.path)
     return LMFile(header, config, layout, quantization)
 

@@ -185,16 +185,10 @@ def quantize_weight(weight: mx.array, how: Quantization) -> dict[str, mx.array]:
     step = rows if how.mode == "affine" else max(1, _CHUNK // columns)
     parts = []
     for start in range(0, rows, step):
-        part = mx.quantize(
-            weight[start : start + step], group_size=how.group_size, bits=how.bits, mode=how.mode
-        )
+        part = mx.quantize(weight[start : start + step], group_size=how.group_size, bits=how.bits, mode=how.mode)
         mx.eval(part)
         parts.append(part)
-    joined = (
-        parts[0]
-        if len(parts) == 1
-        else tuple(mx.concatenate(list(same)) for same in zip(*parts, strict=True))
-    )
+    joined = parts[0] if len(parts) == 1 else tuple(mx.concatenate(list(same)) for same in zip(*parts, strict=True))
     result = dict(zip(("weight", "scales", "biases"), joined, strict=False))
     mx.eval(result)
     return result

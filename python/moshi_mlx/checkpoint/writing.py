@@ -29,12 +29,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"{path}: the disk is full. Free some space or choose another place."
-            ) from error
-        raise StorageError(
-            f"{path} can't be written: {error.strerror or error}. Choose another place."
-        ) from error
+            raise StorageError(f"{path}: the disk is full. Free some space or choose another place.") from error
+        raise StorageError(f"{path} can't be written: {error.strerror or error}. Choose another place.") from error
 
 
 @contextmanager
