@@ -24,7 +24,7 @@ _MISSING = object()
 def _get(data: Mapping[str, Any], key: str, kind: type | tuple[type, ...], default: Any = _MISSING) -> Any:
     value = data.get(key, default)
     if value is _MISSING:
-        raise ConfigError(f"config.json has no '{key}'. Is it the configuration of a Moshi language model or codec?")
+        raise ConfigError(f"config.json has no '{key}'. Is it a Moshi model's or codec's configuration?")
     if kind is int and isinstance(value, bool):
         kind = bool
     if value is not default and not isinstance(value, kind):
@@ -189,7 +189,7 @@ class LMConfig:
     def _check(self) -> None:
         if len(self.delays) != self.n_q + 1:
             raise ConfigError(
-                f"config.json: {len(self.delays)} delays; expected one for text and one for each of {self.n_q} codebooks."
+                f"config.json: {len(self.delays)} delays; expected one for text and one for each of {self.n_q} streams."
             )
         if any(d < 0 for d in self.delays):
             raise ConfigError(f"config.json: delays {list(self.delays)}; a delay can't be negative.")
@@ -303,7 +303,7 @@ class MimiConfig:
             )
         if config.hop * 2 != FRAME_SIZE:
             raise ConfigError(
-                f"config.json: ratios {list(config.ratios)} make frames of {config.hop * 2} samples; expected {FRAME_SIZE}."
+                f"config.json: ratios {list(config.ratios)} make frames of {config.hop * 2} samples, not {FRAME_SIZE}."
             )
         return config
 

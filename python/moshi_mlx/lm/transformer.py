@@ -1,0 +1,183 @@
+"""The block that the temporal and the depth transformer are made of, and the temporal transformer's KV cache."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..layers import Linear, RMSNorm, Rotary, attend, window_mask
+
+
+def embed(table: nn.Embedding, tokens: mx.array) -> mx.array:
+    """Rows of `table` for `tokens`; a negative token gives zero."""
+    present = (tokens >= 0)[..., None]
+    return mx.where(present, table(mx.maximum(tokens, 0)), 0)
+
+
+@mx.compile
+def _gate(x: mx.array) -> mx.array:
+    gate, value = mx.split(x, 2, axis=-1)
+    return gate * mx.sigmoid(gate) * value
+
+
+class Attention(nn.Module):
+    """Projections of multi-head self-attention."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.in_proj = Linear(width, 3 * width)
+        self.out_proj = Linear(width, width)
+
+
+class GatedMLP(nn.Module):
+    """A gated feed-forward layer, SiLU on the first half."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.linear_in = Linear(width, 2 * hidden)
+        self.linear_out = Linear(hidden, width)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear_out(_gate(self.linear_in(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, in the pieces around the attention that its two users need."""
+
+    def __init__(self, width: int, heads: int, hidden: int):
+        super().__init__()
+        self._heads = heads
+        self.norm1 = RMSNorm(width)
+        self.norm2 = RMSNorm(width)
+        self.self_attn = Attention(width)
+        self.gating = GatedMLP(width, hidden)
+
+    def project(self, x: mx.array) -> mx.array:
+        """Queries, keys and values [B, 3, H, T, head_dim] of `x` [B, T, D]."""
+        B, T, D = x.shape
+        qkv = self.self_attn.in_proj(self.norm1(x))
+        return qkv.reshape(B, T, 3, self._heads, D // self._heads).transpose(0, 2, 3, 1, 4)
+
+    def attend(self, q: mx.array, keys_values: mx.array, mask: mx.array | None) -> mx.array:
+        """Attention of `q` [B, H, T, head_dim] over `keys_values` [B, 2, H, n, head_dim], giving [B, T, D]."""
+        return attend(q, keys_values[:, 0], keys_values[:, 1], mask)
+
+    def finish(self, x: mx.array, attended: mx.array) -> mx.array:
+        """The block's output for its input `x` and the attention's result, both [..., D]."""
+        x = x + self.self_attn.out_proj(attended)
+        return x + self.gating(self.norm2(x))
+
+
+class TemporalTransformer(nn.Module):
+    """Causal transformer over steps, each seeing itself and the `context - 1` steps before it."""
+
+    def __init__(self, width: int, heads: int, hidden: int, layers: int, context: int, max_period: float):
+        super().__init__()
+        self._context = context
+        self._rotary = Rotary(width // heads, max_period)
+        self.layers = [Block(width, heads, hidden) for _ in range(layers)]
+
+    def __call__(self, x: mx.array, state: KVCache | None = None) -> mx.array:
+        """Hidden states [B, T, D] of inputs `x` [B, T, D], continuing `state` and moving it on."""
+        T = x.shape[1]
+        start = state.offset if state else 0
+        past = state.slot_positions() if state else np.zeros((0,), dtype=np.int64)
+        mask = window_mask(start, T, np.concatenate([past, start + np.arange(T)]), self._context)
+        positions = self._rotary.positions(start, T)
+        for i, block in enumerate(self.layers):
+            qkv = self._rotary(block.project(x), positions)
+            keys_values = qkv[:, 1:]
+            if state:
+                keys_values = mx.concatenate([state.layers[i], keys_values], axis=3)
+                state.write(i, qkv[:, 1:])
+            x = block.finish(x, block.attend(qkv[:, 0], keys_values, mask))
+        if state:
+            state.offset += T
+        return x
+
+    def step(
+        self, x: mx.array, cache: list[mx.array], where: StepPosition, window: int
+    ) -> tuple[mx.array, list[mx.array]]:
+        """One step with fixed shapes, for compilation.
+
+        Args:
+            x: inputs, [B, 1, D].
+            cache: keys and values of every layer, [B, 2, H, context, head_dim].
+            where: what depends on the step's number.
+            window: how many of the cache's slots to read; all slots written so far must be among them.
+
+        Returns:
+            Hidden states [B, 1, D] and the moved-on cache.
+        """
+        new_cache = []
+        for block, kept in zip(self.layers, cache, strict=True):
+            qkv = self._rotary(block.project(x), where.positions)
+            kept = mx.slice_update(kept, qkv[:, 1:], where.slot, (3,))
+            new_cache.append(kept)
+            x = block.finish(x, block.attend(qkv[:, 0], kept[:, :, :, :window], where.mask))
+        return x, new_cache
+
+    def step_position(self, offset: int, window: int) -> StepPosition:
+        """What `step` needs to know of step number `offset`."""
+        mask = mx.array(np.arange(window) <= offset) if offset < window else mx.ones((window,), dtype=mx.bool_)
+        slot = mx.array([offset % self._context], dtype=mx.int32)
+        return StepPosition(self._rotary.positions(offset, 1), slot, mask)
+
+
+class StepPosition(tuple[mx.array, mx.array, mx.array]):
+    """A step's rotary positions, cache slot and visible slots, as a tree of arrays."""
+
+    def __new__(cls, positions: mx.array, slot: mx.array, mask: mx.array) -> StepPosition:
+        return super().__new__(cls, (positions, slot, mask))
+
+    @property
+    def positions(self) -> mx.array:
+        """Rotary positions of the step."""
+        return self[0]
+
+    @property
+    def slot(self) -> mx.array:
+        """Cache slot to write, int32 [1]."""
+        return self[1]
+
+    @property
+    def mask(self) -> mx.array:
+        """Slots that hold something, bool [window]."""
+        return self[2]
+
+
+class KVCache:
+    """Keys and values of the last `context` steps of every layer, in a ring.
+
+    Step `p` lies in slot `p % context`, so nothing moves while the window slides.
+    """
+
+    def __init__(self, layers: list[mx.array], context: int, offset: int = 0):
+        self.layers = layers
+        self.context = context
+        self.offset = offset
+
+    def slot_positions(self) -> np.ndarray:
+        """The step whose keys each slot holds, -1 where it is empty."""
+        slots = np.arange(self.context)
+        last = self.offset - 1
+        positions = last - (last - slots) % self.context
+        return np.where(positions >= 0, positions, -1)
+
+    def write(self, layer: int, keys_values: mx.array) -> None:
+        """Put the steps from `offset` on, [B, 2, H, T, head_dim], into their slots."""
+        T = keys_values.shape[3]
+        first = max(0, T - self.context)
+        cache = self.layers[layer]
+        step = first
+        while step < T:
+            slot = (self.offset + step) % self.context
+            count = min(T - step, self.context - slot)
+            cache[:, :, :, slot : slot + count] = keys_values[:, :, :, step : step + count]
+            step += count
+        self.layers[layer] = cache
+
+    def copy(self) -> KVCache:
+        """An independent cache with the same content."""
+        return KVCache([mx.array(layer) for layer in self.layers], self.context, self.offset)

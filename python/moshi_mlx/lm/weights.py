@@ -1,0 +1,167 @@
+"""From a checkpoint's tensors, named as in the published MLX layout, to a model, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..config import LMConfig
+from ..errors import CheckpointError
+from ..precision import Precision, choose_precision
+from .model import LMModel
+
+if TYPE_CHECKING:
+    from ..checkpoint.quantization import Quantization
+
+_BLOCK = ("self_attn.in_proj", "self_attn.out_proj", "gating.linear_in", "gating.linear_out", "norm1", "norm2")
+
+
+def published_names(config: LMConfig) -> dict[str, list[str]]:
+    """Where every module of `LMModel` comes from: the published module or modules, stacked along dimension 0."""
+    names = {
+        "text_emb": ["text_emb"],
+        "audio_emb": [f"audio_embs.{k}" for k in range(config.n_q)],
+        "out_norm": ["out_norm"],
+        "text_linear": ["text_linear"],
+    }
+    for i in range(config.num_layers):
+        for part in _BLOCK:
+            names[f"transformer.layers.{i}.{part}"] = [f"transformer.layers.{i}.{part}"]
+    for s in range(config.dep_q):
+        names[f"depformer.slices.{s}.emb"] = [f"depformer.slices.{s}.emb"]
+        names[f"depformer.slices.{s}.linear_out"] = [f"depformer.slices.{s}.linear_out"]
+        if config.depformer_low_rank_embeddings:
+            names[f"depformer.slices.{s}.low_rank"] = [f"depformer.slices.{s}.emb.low_rank"]
+    # Slices that share a weight set hold the same tensors: the set is read from the first of them.
+    first = [config.schedule.index(w) for w in range(config.num_weight_sets)]
+    if config.dep_q:
+        names["depformer.linear_in"] = [f"depformer.slices.{s}.linear_in" for s in first]
+    for w, s in enumerate(first):
+        for i in range(config.depformer_num_layers):
+            for part in _BLOCK:
+                names[f"depformer.weight_sets.{w}.{i}.{part}"] = [f"depformer.slices.{s}.transformer.layers.{i}.{part}"]
+    for i in range(config.extra_heads_num_heads):
+        names[f"extra_heads.{i}"] = [f"extra_heads.{i}"]
+    for name in config.conditioners:
+        prefix = f"condition_provider.conditioners.{name}"
+        names[prefix] = [prefix]
+        for part in ("embed", "output_proj"):
+            names[f"{prefix}.{part}"] = [f"{prefix}.{part}"]
+    return names
+
+
+def build(
+    config: LMConfig,
+    tensors: Mapping[str, mx.array],
+    quantization: Mapping[str, Quantization] | None = None,
+    precision: Precision | None = None,
+) -> LMModel:
+    """Make a model of checked tensors.
+
+    Args:
+        config: the model's shape.
+        tensors: by name in the published MLX layout.
+        quantization: by module name in that layout, for the quantized ones.
+        precision: how to hold the weights; chosen by device and size unless given.
+
+    Raises:
+        CheckpointError: tensors that are stacked here are quantized in different ways.
+    """
+    quantization = quantization or {}
+    precision = precision or choose_precision(tensors, quantization)
+    model = LMModel(config)
+    modules = dict(model.named_modules())
+    weights: list[tuple[str, mx.array]] = []
+    for module_name, sources in published_names(config).items():
+        how = _common_how(sources, quantization)
+        leaves = {leaf for name in sources for leaf in ("weight", "scales", "biases") if f"{name}.{leaf}" in tensors}
+        if f"{sources[0]}.learnt_padding" in tensors:
+            leaves = {"learnt_padding"}
+        parts = {leaf: _stack([tensors[f"{name}.{leaf}"] for name in sources]) for leaf in leaves}
+        if how is not None and not precision.unpack:
+            _replace(model, module_name, _quantized(modules[module_name], how, parts))
+            continue
+        if how is not None:
+            parts = {"weight": _unpack(parts, how, precision.dtype)}
+        weights += [(f"{module_name}.{leaf}", array.astype(precision.dtype)) for leaf, array in parts.items()]
+    model.load_weights(weights, strict=False)
+    model.eval()
+    return model
+
+
+def export(model: LMModel) -> dict[str, mx.array]:
+    """A model's float weights as tensors named in the published MLX layout."""
+    config = model.config
+    parameters = dict(tree_flatten(model.parameters()))
+    tensors: dict[str, mx.array] = {}
+    for module_name, targets in published_names(config).items():
+        for leaf in ("weight", "learnt_padding"):
+            array = parameters.get(f"{module_name}.{leaf}")
+            if array is None:
+                continue
+            pieces = mx.split(array, len(targets)) if len(targets) > 1 else [array]
+            tensors.update({f"{name}.{leaf}": piece for name, piece in zip(targets, pieces, strict=True)})
+    for s, w in enumerate(config.schedule):
+        first = f"depformer.slices.{config.schedule.index(w)}."
+        for name in [n for n in tensors if n.startswith(first)]:
+            rest = name.removeprefix(first)
+            if rest.startswith(("linear_in", "transformer")):
+                tensors[f"depformer.slices.{s}.{rest}"] = tensors[name]
+    return tensors
+
+
+def _stack(arrays: list[mx.array]) -> mx.array:
+    return mx.concatenate(arrays, axis=0) if len(arrays) > 1 else arrays[0]
+
+
+def _common_how(names: Sequence[str], quantization: Mapping[str, Quantization]) -> Quantization | None:
+    found = {
+        (p.bits, p.group_size, p.mode) if (p := quantization.get(name)) is not None else None: name for name in names
+    }
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{' and '.join(found.values())} are quantized differently; tensors of one kind must be quantized alike. "
+            "Quantize the model again with `python -m moshi_mlx.quantize`."
+        )
+    return quantization.get(names[0])
+
+
+def _unpack(parts: Mapping[str, mx.array], how: Quantization, dtype: mx.Dtype) -> mx.array:
+    scales, biases = parts["scales"], parts.get("biases")
+    if how.mode == "affine":
+        scales = scales.astype(dtype)
+    return mx.dequantize(
+        parts["weight"],
+        scales,
+        None if biases is None else biases.astype(dtype),
+        how.group_size,
+        how.bits,
+        how.mode,
+        dtype=dtype,
+    )
+
+
+def _quantized(module: Any, how: Quantization, parts: Mapping[str, mx.array]) -> nn.Module:
+    """A quantized module in the place of a linear or embedding layer."""
+    outputs, inputs = module.weight.shape
+    kind = nn.QuantizedEmbedding if isinstance(module, nn.Embedding) else nn.QuantizedLinear
+    quantized = kind.__new__(kind)
+    nn.Module.__init__(quantized)
+    quantized.bits, quantized.group_size, quantized.mode = how.bits, how.group_size, how.mode
+    if kind is nn.QuantizedEmbedding:
+        quantized.num_embeddings, quantized.dims = outputs, inputs
+    quantized.weight, quantized.scales, quantized.biases = parts["weight"], parts["scales"], parts.get("biases")
+    quantized.freeze()
+    return quantized
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent: Any = model
+    *path, last = name.split(".")
+    for key in path:
+        parent = parent[int(key)] if isinstance(parent, list) else parent[key]
+    parent[last] = module
