@@ -1,0 +1,24 @@
+//! The Python module `moshi_mlx.audio_io`: thin classes and functions around the core.
+
+mod sound;
+
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+
+/// An exception of `moshi_mlx.errors`, by name.
+fn error(py: Python<'_>, name: &str, message: String) -> PyErr {
+    let class = py
+        .import("moshi_mlx.errors")
+        .and_then(|module| module.getattr(name))
+        .and_then(|class| Ok(class.cast_into::<PyType>()?));
+    match class {
+        Ok(class) => PyErr::from_type(class, message),
+        Err(missing) => missing,
+    }
+}
+
+#[pymodule]
+fn audio_io(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    sound::register(module)?;
+    Ok(())
+}
