@@ -77,7 +77,7 @@ class TextTokenizer:
 
 
 class TextStream:
-    """Turns a stream's tokens into text as they come; `pending` holds the bytes of an unfinished character."""
+    """A stream's tokens as text, as they come; `pending` holds the bytes of an unfinished character."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
