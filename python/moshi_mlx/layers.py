@@ -72,6 +72,19 @@ class RMSNorm(nn.Module):
         return mx.fast.rms_norm(x, self.weight, self.eps)
 
 
+@mx.custom_function
+def _turn(x: mx.array, phases: mx.array) -> mx.array:
+    """Turn neighbouring pairs of `x` by the complex `phases`."""
+    return mx.view(mx.view(x, mx.complex64) * phases, mx.float32)
+
+
+@_turn.vjp
+def _turn_back(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+    # MLX has no gradient for `view`; that of a rotation is the opposite rotation.
+    phases = primals[1]
+    return mx.view(mx.view(cotangent, mx.complex64) * mx.conjugate(phases), mx.float32), mx.zeros_like(phases)
+
+
 class Rotary:
     """Interleaved rotary position embedding of stacked queries, keys and values.
 
@@ -96,8 +109,8 @@ class Rotary:
     def __call__(self, qkv: mx.array, positions: mx.array) -> mx.array:
         """Turn `qkv` [B, 3, H, T, head_dim]; `positions` comes from the method of that name."""
         if positions.dtype == mx.complex64:
-            pairs = mx.view(qkv.astype(mx.float32), mx.complex64) * positions[:, None]
-            return mx.view(pairs, mx.float32).astype(qkv.dtype)
+            turned_pairs: mx.array = _turn(qkv.astype(mx.float32), positions[:, None])
+            return turned_pairs.astype(qkv.dtype)
         B, _, H, T, D = qkv.shape
         # At one position the values can go along, turned by zero; further positions would turn them.
         turned = 3 if T == 1 else 2
