@@ -1,10 +1,10 @@
 """Where a model's files are and what they hold: layout, quantization, checks, conversion."""
 
 from .check import FLOAT, TensorSpec, check_tensors
-from .files import CheckpointFiles, resolve
 from .header import Header, TensorInfo, read_header
 from .layout import Piece, detect_layout, expected_tensors, pieces, to_mlx_layout
 from .loading import LMFile, check_lm, load_lm_tensors, open_tensors
+from .locate import CheckpointFiles, resolve
 from .models import load_lm
 from .quantization import KINDS, LEVELS, Quantization, Recipe, kind_of
 from .writing import write_safetensors

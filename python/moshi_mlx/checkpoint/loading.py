@@ -120,20 +120,23 @@ def refuse_other_level(file: LMFile, recipe: Recipe) -> None:
 
 
 def quantized_tensors(
-    file: LMFile, recipe: Recipe, progress: Progress | None = None
+    file: LMFile, recipe: Recipe, progress: Progress | None = None, dtype: mx.Dtype | None = None
 ) -> Iterator[tuple[list[str], Quantization | None, dict[str, mx.array]]]:
     """Read the tensors of a file in floating point one at a time, quantizing those that the recipe says.
+
+    All are turned into `dtype` first, if given.
 
     Yields the names (in the MLX layout) that share an array, how it was quantized, and its parts (`weight`,
     and `scales`, `biases` if quantized). A source tensor is released once all of its pieces were given.
     """
-    work = _by_source(file, recipe)
+    work = work_by_source(file, recipe)
     tensors = open_tensors(file.path)
     total, done = sum(len(items) for items in work.values()), 0
     for source, items in work.items():
         array = tensors.pop(source)
         for (piece, how), names in items.items():
             weight = piece.take(array) if file.layout == "pytorch" else array
+            weight = weight if dtype is None else weight.astype(dtype)
             if how is None:
                 mx.eval(weight)
                 yield names, None, {"weight": weight}
@@ -147,7 +150,7 @@ def quantized_tensors(
         mx.clear_cache()
 
 
-def _by_source(file: LMFile, recipe: Recipe) -> dict[str, dict[tuple[Piece, Quantization | None], list[str]]]:
+def work_by_source(file: LMFile, recipe: Recipe) -> dict[str, dict[tuple[Piece, Quantization | None], list[str]]]:
     """The pieces to make of each tensor in the file, in the file's order: it is read once, front to back."""
     work: dict[str, dict[tuple[Piece, Quantization | None], list[str]]] = {}
     for name, piece in pieces(file.config).items():

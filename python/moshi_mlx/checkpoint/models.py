@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..lm.model import LMModel
 from ..lm.weights import build
-from .files import resolve
 from .loading import Progress, load_lm_tensors
+from .locate import resolve
 from .quantization import Recipe
 
 

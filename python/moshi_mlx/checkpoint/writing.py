@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
+import math
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import StorageError
+from ..files import ResultFile, storage_errors
 from .check import TensorSpec
 from .header import DTYPE_BYTES
 
-_DTYPES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32", mx.uint8: "U8"}
+DTYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32", mx.uint8: "U8"}
+"""The format's names of MLX's types."""
 
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about `path` into a StorageError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(f"{path}: the disk is full. Free some space or choose another place.") from error
-        raise StorageError(f"{path} can't be written: {error.strerror or error}. Choose another place.") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name only when everything was written.
-
-    Raises:
-        StorageError: disk full, no permission, no such folder.
-    """
-    with storage_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+_BLOCK = 1 << 24
 
 
 def write_safetensors(
@@ -60,44 +28,52 @@ def write_safetensors(
     tensors: Iterable[tuple[str, mx.array]],
     metadata: Mapping[str, str] | None = None,
 ) -> int:
-    """Write tensors as they come, in any order, without holding more than one; return the file's size.
+    """Write tensors as they come, holding no more than one; return the file's size in bytes.
 
-    `specs` gives the name, shape and stored type (a name of the format, such as `BF16`) of every tensor.
+    Args:
+        path: takes its name only when complete.
+        specs: shape and stored type (a name of the format, such as `BF16`) of every tensor, in the order in which
+            `tensors` gives them.
+        tensors: evaluated one after another.
+        metadata: text to store beside them.
 
     Raises:
-        StorageError: disk full, no permission, no such folder; the file is not left half written.
-        ValueError: a tensor isn't what `specs` says, or is missing.
+        StorageError: disk full, no permission, no such folder.
+        ValueError: `tensors` aren't what `specs` says.
     """
-    path = Path(path)
-    table: dict[str, object] = {"__metadata__": dict(metadata or {"format": "mlx"})}
-    offsets, position = {}, 0
-    for name, spec in specs.items():
-        size = int(np.prod(spec.shape, dtype=np.int64)) * DTYPE_BYTES[spec.dtype]
-        offsets[name] = position
-        table[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (position, position + size)}
-        position += size
-    header = json.dumps(table, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    origin = 8 + len(header)
-    _need_space(path, origin + position)
-    missing = set(specs)
-    with replacing(path) as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+    header, size = _header(specs, metadata or {"format": "mlx"})
+    _need_space(Path(path), size)
+    expected = iter(specs.items())
+    with ResultFile(path) as file:
+        file.write(header)
         for name, array in tensors:
-            if tuple(array.shape) != tuple(specs[name].shape) or _DTYPES[array.dtype] != specs[name].dtype:
-                raise ValueError(f"{name} is {array.shape} {array.dtype}; expected {specs[name]}")
-            file.seek(origin + offsets[name])
-            file.write(np.ascontiguousarray(array.view(mx.uint8)).data)
-            missing.discard(name)
-        if missing:
-            raise ValueError(f"not given: {', '.join(sorted(missing))}")
-        file.truncate(origin + position)
-    return origin + position
+            due, spec = next(expected, ("nothing", TensorSpec(())))
+            if name != due or tuple(array.shape) != tuple(spec.shape) or DTYPE_NAMES[array.dtype] != spec.dtype:
+                raise ValueError(f"{name} is {array.shape} {array.dtype}; {due} {spec} was due")
+            data = np.asarray(array.view(mx.uint8)).reshape(-1)
+            for start in range(0, data.size, _BLOCK):
+                file.write(data[start : start + _BLOCK].tobytes())
+        if (left := next(expected, None)) is not None:
+            raise ValueError(f"{left[0]} was not given")
+    return size
+
+
+def _header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, int]:
+    """The file's first bytes, and its size."""
+    table: dict[str, object] = {"__metadata__": dict(metadata)}
+    position = 0
+    for name, spec in specs.items():
+        end = position + math.prod(spec.shape) * DTYPE_BYTES[spec.dtype]
+        table[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (position, end)}
+        position = end
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that every 4-byte tensor begins at a multiple of 4
+    return len(text).to_bytes(8, "little") + text, 8 + len(text) + position
 
 
 def _need_space(path: Path, size: int) -> None:
-    with storage_errors(path):
-        free = shutil.disk_usage(path.parent).free
+    with storage_errors(str(path)):
+        free = shutil.disk_usage(path.absolute().parent).free
     if free < size:
         raise StorageError(
             f"{path} needs {size / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left. "

@@ -1,0 +1,138 @@
+"""python -m moshi_mlx.quantize: save a language model with fewer bits, in the published MLX layout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from .checkpoint.layout import pieces
+from .checkpoint.loading import LMFile, check_lm
+from .checkpoint.locate import CheckpointFiles, resolve
+from .checkpoint.quantization import KINDS, LEVELS, Recipe, bytes_of, kind_of
+from .checkpoint.saving import config_to_save, need_floating_point, save_quantized
+from .download_bar import DownloadBar
+from .errors import MoshiError, StorageError
+from .files import ResultFile, storage_errors
+
+_LEVELS = [*map(str, LEVELS), "bf16"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        _run(options, console)
+    except MoshiError as error:
+        console.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.print("Stopped; nothing was written.")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m moshi_mlx.quantize", description=__doc__)
+    parser.add_argument("source", help="hub repository, folder or weights file of a bf16 checkpoint, in either layout")
+    parser.add_argument("destination", help="folder for a complete model, or a .safetensors file for the weights alone")
+    parser.add_argument("--bits", choices=_LEVELS, help="level of all tensors (bf16 only changes the layout)")
+    parser.add_argument(
+        "--recipe", metavar="TEXT",
+        help=f"levels by kind of tensor, such as '4,attention=8,embeddings=bf16'; kinds: {', '.join(KINDS)}",
+    )  # fmt: skip
+    return parser
+
+
+def _run(options: argparse.Namespace, console: Console) -> None:
+    if (options.bits is None) == (options.recipe is None):
+        _parser().error("say how: either --bits or --recipe")
+    recipe = Recipe.parse(options.recipe or options.bits)
+    files = resolve(options.source, progress=DownloadBar)
+    file = check_lm(files.need("lm"), files.lm_config)
+    need_floating_point(file)
+    destination = Path(options.destination).expanduser()
+    name = weights_name(recipe)
+    weights = destination if destination.suffix == ".safetensors" else _make_folder(destination) / name
+    with _progress(console) as bar:
+        task = bar.add_task(f"Quantizing {file.path.name}", total=None)
+        size = save_quantized(file, weights, recipe, lambda done, total: bar.update(task, completed=done, total=total))
+    if weights != destination:
+        _complete(files, destination, name)
+    console.print(_summary(file, recipe))
+    console.print(f"{weights}: {size / 1e9:.3f} GB, was {file.header.nbytes / 1e9:.3f} GB", highlight=False)
+
+
+def weights_name(recipe: Recipe) -> str:
+    """The published name for weights of this recipe: `model.q4.safetensors`, and `model.safetensors` for bf16."""
+    if recipe.kinds or recipe.modules:
+        return "model.mixed.safetensors"
+    if recipe.default is None:
+        return "model.safetensors"
+    bits = recipe.default.bits if recipe.default.mode == "affine" else recipe.default.mode
+    return f"model.q{bits}.safetensors" if isinstance(bits, int) else f"model.{bits}.safetensors"
+
+
+def _make_folder(folder: Path) -> Path:
+    with storage_errors(str(folder)):
+        if folder.exists() and not folder.is_dir():
+            raise StorageError(f"{folder} is a file. Name a folder, or a .safetensors file for the weights alone.")
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _complete(files: CheckpointFiles, folder: Path, weights: str) -> None:
+    """Put the rest of a model beside its new weights: codec, tokenizer, and a config.json that names them all."""
+    config = {**config_to_save(files.config, files.lm_config), "moshi_name": weights}
+    for key, path in (("mimi_name", files.mimi), ("tokenizer_name", files.tokenizer)):
+        config.pop(key, None)
+        if path is not None:
+            config[key] = path.name
+            _copy(path, folder / path.name)
+    with ResultFile(folder / "config.json") as file:
+        file.write(json.dumps(config, indent=1).encode())
+
+
+def _copy(source: Path, target: Path) -> None:
+    with storage_errors(str(target)):
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        elif not (target.exists() and target.samefile(source)):
+            shutil.copyfile(source, target)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"),
+        TimeRemainingColumn(), console=console,
+    )  # fmt: skip
+
+
+def _summary(file: LMFile, recipe: Recipe) -> Table:
+    """Megabytes and levels by kind of tensor."""
+    sizes: Counter[str] = Counter()
+    levels: dict[str, set[str]] = {}
+    for name, piece in pieces(file.config).items():
+        module = name.removesuffix(".weight")
+        kind: str = kind_of(module) or "norms and others"
+        how = recipe(module, piece.shape) if name.endswith(".weight") else None
+        sizes[kind] += bytes_of(piece.shape, how)
+        levels.setdefault(kind, set()).add(str(how) if how else "bf16")
+    table = Table("kind", "MB", "level")
+    for kind, size in sizes.most_common():
+        table.add_row(kind, f"{size / 1e6:,.1f}", "; ".join(sorted(levels[kind])))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
