@@ -1,0 +1,118 @@
+"""The codec's causal transformers: layer norm, rotary attention over the last `context` steps, GELU, layer scale.
+
+Keys and values live in a ring that is a whole number of writes long, so that a write never wraps and, where nobody else
+holds the old state, happens in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import MimiConfig
+from ..layers import attend, linear
+
+_EPS = 1e-5
+_TURN = 2**32
+
+
+class Rotary:
+    """Interleaved rotary embedding whose phases stay exact however long the stream.
+
+    Frequencies are whole 2^-32ths of a turn and positions integers, so their product modulo a turn has no rounding:
+    a phase difference depends on the distance alone, after an hour as in the first second.
+    """
+
+    def __init__(self, head_dim: int, max_period: float):
+        turns = max_period ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim) / (2 * math.pi)
+        self.frequencies = mx.array(np.round(turns * _TURN).astype(np.uint32))
+
+    def phases(self, positions: mx.array) -> mx.array:
+        """Unit complex numbers [T, head_dim / 2] for int32 `positions` [T]."""
+        turns = (positions.astype(mx.uint32)[:, None] * self.frequencies).astype(mx.float32)
+        angles = turns * (2 * math.pi / _TURN)
+        return mx.cos(angles) + 1j * mx.sin(angles)
+
+
+def rotate(x: mx.array, phases: mx.array) -> mx.array:
+    """Turn pairs of `x` [..., T, head_dim] by `phases` [T, head_dim / 2]."""
+    return mx.view(mx.view(mx.contiguous(x.astype(mx.float32)), mx.complex64) * phases, mx.float32).astype(x.dtype)
+
+
+def ring_length(context: int, steps: int) -> int:
+    """Slots in which `steps` queries at once each find `context` keys, as a multiple of `steps`."""
+    return math.ceil((context - 1 + steps) / steps) * steps
+
+
+def visible(position: mx.array, steps: int, slots: int, context: int) -> mx.array:
+    """Which ring slots each of `steps` queries from `position` on may see, once those are written: bool [steps, slots]."""
+    queries = position + mx.arange(steps, dtype=mx.int32)
+    age = (queries[:, None] - mx.arange(slots, dtype=mx.int32)) % slots
+    # A slot of this write that lies after the query would look `slots - 1` steps old: beyond the context by then.
+    return (age < context) & (age <= queries[:, None])
+
+
+class Block:
+    """One transformer layer."""
+
+    def __init__(self, tensors: Mapping[str, mx.array], prefix: str, num_heads: int):
+        self.num_heads = num_heads
+        self.norm1 = tensors[f"{prefix}.norm1.weight"], tensors[f"{prefix}.norm1.bias"]
+        self.norm2 = tensors[f"{prefix}.norm2.weight"], tensors[f"{prefix}.norm2.bias"]
+        scale1 = tensors[f"{prefix}.layer_scale_1.scale"][:, None]
+        scale2 = tensors[f"{prefix}.layer_scale_2.scale"][:, None]
+        self.in_proj = tensors[f"{prefix}.self_attn.in_proj_weight"]
+        self.out_proj = scale1 * tensors[f"{prefix}.self_attn.out_proj.weight"]
+        self.linear1 = tensors[f"{prefix}.linear1.weight"]
+        self.linear2 = scale2 * tensors[f"{prefix}.linear2.weight"]
+
+    def __call__(
+        self, x: mx.array, ring: mx.array, slot: mx.array, phases: mx.array, mask: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """`x` [B, T, D], `ring` [2, B, H, slots, head_dim]; keys and values of `x` go to `slot` and after."""
+        B, T, D = x.shape
+        qkv = linear(mx.fast.layer_norm(x, *self.norm1, _EPS), self.in_proj)
+        qkv = qkv.reshape(B, T, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        turned = rotate(qkv[:2], phases)
+        ring = mx.slice_update(ring, mx.concatenate([turned[1:], qkv[2:]]), slot, axes=[3])
+        x = x + linear(attend(turned[0], ring[0], ring[1], mask), self.out_proj)
+        hidden = linear(mx.fast.layer_norm(x, *self.norm2, _EPS), self.linear1)
+        return x + linear(hidden * (0.5 + 0.5 * mx.erf(hidden * math.sqrt(0.5))), self.linear2), ring
+
+
+class Transformer:
+    """A stack of blocks with state `{"position": int32 [1], "rings": one per block}`."""
+
+    def __init__(self, tensors: Mapping[str, mx.array], prefix: str, config: MimiConfig):
+        self.config = config
+        self.blocks = [
+            Block(tensors, f"{prefix}.transformer.layers.{i}", config.num_heads) for i in range(config.num_layers)
+        ]
+        self.rotary = Rotary(config.dimension // config.num_heads, config.max_period)
+        self.dtype = self.blocks[0].in_proj.dtype if self.blocks else mx.float32
+
+    def state(self, B: int, steps: int) -> dict[str, Any]:
+        """State for calls with `steps` steps each (the last may have fewer)."""
+        c = self.config
+        shape = (2, B, c.num_heads, ring_length(c.context, steps), c.dimension // c.num_heads)
+        rings = [mx.zeros(shape, dtype=self.dtype) for _ in self.blocks]
+        return {"position": mx.zeros((1,), dtype=mx.int32), "rings": rings}
+
+    def __call__(self, x: mx.array, state: dict[str, Any]) -> tuple[mx.array, dict[str, Any]]:
+        """Continue `state` with `x` [B, T, D]."""
+        T = x.shape[1]
+        position, rings = state["position"], state["rings"]
+        if rings:
+            slots = rings[0].shape[3]
+            phases = self.rotary.phases(position + mx.arange(T, dtype=mx.int32))
+            mask = visible(position, T, slots, self.config.context)
+            slot = position % slots
+        following = []
+        for block, ring in zip(self.blocks, rings, strict=True):
+            x, ring = block(x, ring, slot, phases, mask)
+            following.append(ring)
+        return x, {"position": position + T, "rings": following}
