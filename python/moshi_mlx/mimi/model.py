@@ -79,13 +79,18 @@ class Mimi:
 
     def encode_frame(self, pcm: mx.array, state: Tree) -> tuple[mx.array, Tree]:
         """Continue `state` with `pcm` [B, 1, 1920 * frames], giving codes int32 [B, K, frames] and the next state."""
+        latents, state = self.latent_frame(pcm, state)
+        return self._quantizer.encode(latents), state
+
+    def latent_frame(self, pcm: mx.array, state: Tree) -> tuple[mx.array, Tree]:
+        """As `encode_frame`, giving what the quantizer gets: [B, frames, dimension]."""
         x, tails = self._encoder(pcm.swapaxes(1, 2), state["tails"])
         first = state["transformer"]["position"] == 0
         x, transformer = self._encoder_transformer(x, state["transformer"])
         # Published: this convolution alone is padded with its first input instead of silence.
         tail = mx.where(first, x[:, :1], state["downsample"])
         x, tail = self._downsample(x, tail)
-        return self._quantizer.encode(x), {"tails": tails, "transformer": transformer, "downsample": tail}
+        return x, {"tails": tails, "transformer": transformer, "downsample": tail}
 
     def decoder_state(self, B: int, frames: int = 1) -> Tree:
         """A decoder's state before the first code, for `frames` frames a call."""
