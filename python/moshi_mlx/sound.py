@@ -65,7 +65,8 @@ class WavWriter:
         path: where to, "-" for standard output.
         channels: 1, or 2 for user left and Moshi right.
         sample_rate: in Hz.
-        expected: samples a channel that will be written, where known; else a pipe's header says "endless".
+        expected: samples a channel that will be written, as far as known before the first is; None makes a pipe's
+            header say "endless".
 
     Raises:
         StorageError: disk full, no such folder, no permission; from any method.
@@ -80,10 +81,10 @@ class WavWriter:
     ) -> None:
         self.channels = channels
         self.sample_rate = sample_rate
+        self.expected = expected
         self.samples = 0  # a channel, so far
+        self._begun = False
         self._file = ResultFile(path)
-        bytes_expected = _MOST_BYTES if expected is None else expected * channels * 2
-        self._file.write(wav_header(bytes_expected, channels, sample_rate))
 
     @property
     def seconds(self) -> float:
@@ -92,16 +93,24 @@ class WavWriter:
 
     def write(self, pcm: npt.ArrayLike) -> None:
         """Append pcm, float32 [samples] or [samples, channels] in [-1, 1]; what lies beyond is clipped."""
+        self._begin()
         data = to_int16(pcm, self.channels)
         self._file.write(data)
         self.samples += len(data) // (2 * self.channels)
 
     def close(self) -> None:
         """Put the true length into the header and give the file its name."""
+        self._begin()
         if self._file.seekable:
             length = self.samples * self.channels * 2
             self._file.rewrite(0, wav_header(length, self.channels, self.sample_rate))
         self._file.commit()
+
+    def _begin(self) -> None:
+        if not self._begun:
+            length = _MOST_BYTES if self.expected is None else self.expected * self.channels * 2
+            self._file.write(wav_header(length, self.channels, self.sample_rate))
+            self._begun = True
 
     def discard(self) -> None:
         """Stop, and leave no file."""

@@ -1,11 +1,9 @@
 """What was said and when: text pieces with their times."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 
 from .config import FRAME_RATE
-from .files import ResultFile
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,7 @@ class Transcript:
         """All that was said."""
         return "".join(piece.text for piece in self.pieces).strip()
 
-    def write(self, path: str | os.PathLike[str], **about: object) -> None:
-        """Write it as JSON, whole or not at all: `about`, then "text", then "pieces" with "time" and "text" each.
-
-        Raises:
-            StorageError: the file can't be written.
-        """
+    def to_json(self, **about: object) -> bytes:
+        """JSON, UTF-8: `about`, then "text", then "pieces" with "time" and "text" each."""
         content = {**about, "text": self.text, "pieces": [asdict(piece) for piece in self.pieces]}
-        with ResultFile(path) as file:
-            file.write((json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
+        return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()

@@ -1,0 +1,110 @@
+"""A conversation with a sound file: it is heard frame by frame, and the answer is written as it is spoken."""
+
+import argparse
+import math
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+
+from .config import FRAME_RATE, FRAME_SIZE
+from .errors import InputError
+from .file_screen import FileScreen
+from .files import STDOUT, ResultFile
+from .interrupt import StopRequest
+from .options import INTERRUPTED, load_model, sampling
+from .session import Session
+from .sound import Samples, WavWriter, load_sound
+from .transcript import Transcript
+
+
+@dataclass(frozen=True)
+class FileRun:
+    """How far a run over a file came."""
+
+    steps: int
+    interrupted: bool
+
+
+def steps_for(samples: int, tail: float, delay: int, limit: int | None) -> int:
+    """Steps to hear `samples` samples and `tail` seconds of silence and to speak what belongs to them.
+
+    The model speaks `delay` frames behind what it has decided, so as many are added.
+    """
+    steps = math.ceil(samples / FRAME_SIZE) + math.ceil(tail * FRAME_RATE - 1e-9) + delay
+    return steps if limit is None else min(steps, limit)
+
+
+def run_file(
+    session: Session,
+    heard: Samples,
+    steps: int,
+    writer: WavWriter,
+    transcript: Transcript,
+    screen: FileScreen,
+    stop: StopRequest,
+) -> FileRun:
+    """Step `session` over `heard`, float32 [samples] at 24 kHz, and silence after it, until done or asked to stop.
+
+    Frame t of what is written was spoken while frame t was heard: a stereo `writer` gets both, user left.
+    """
+    for step in range(steps):
+        if stop.requested:
+            return FileRun(step, interrupted=True)
+        user = np.zeros(FRAME_SIZE, np.float32)
+        part = heard[step * FRAME_SIZE : (step + 1) * FRAME_SIZE]
+        user[: len(part)] = part
+        frame = session.step(user)
+        writer.write(frame.pcm if writer.channels == 1 else np.stack([user, frame.pcm], axis=1))
+        transcript.add(frame.step, frame.text)
+        screen.show(frame)
+    return FileRun(steps, interrupted=False)
+
+
+def converse_with_file(args: argparse.Namespace) -> int:
+    """The command with `--input FILE --output FILE`; returns its exit code.
+
+    Raises:
+        MoshiError: as its parts; nothing is left half written.
+    """
+    console = Console(stderr=True)
+    check_streams(args)
+    heard = load_sound(args.input)
+    transcript = Transcript()
+    # Results are opened before the model is loaded: what can't be written is better known at once.
+    with ExitStack() as results:
+        writer = results.enter_context(WavWriter(args.output, channels=2 if args.stereo else 1))
+        said = results.enter_context(ResultFile(args.transcript)) if args.transcript else None
+        moshi = load_model(args, console)
+        session = moshi.session(seed=args.seed, profile=True, **sampling(args))
+        steps = steps_for(len(heard), args.tail, moshi.lm.config.max_delay, args.steps)
+        writer.expected = steps * FRAME_SIZE
+        words_to = sys.stderr if STDOUT in (args.output, args.transcript) else sys.stdout
+        screen = FileScreen(console, words_to, steps)
+        with StopRequest() as stop, screen:
+            run = run_file(session, heard, steps, writer, transcript, screen, stop)
+        if said:
+            said.write(transcript.to_json(model=moshi.name, seed=session.seed, seconds=run.steps / FRAME_RATE))
+    screen.summary()
+    written = " and ".join(name for name in (args.output, args.transcript) if name and name != STDOUT)
+    if run.interrupted:
+        console.print(f"Interrupted after {writer.seconds:.1f} s; what there was by then was written.", highlight=False)
+    if written:
+        console.print(f"written: {written}", highlight=False)
+    return INTERRUPTED if run.interrupted else 0
+
+
+def check_streams(args: argparse.Namespace) -> None:
+    """Refuse what can't work with pipes, before anything is loaded.
+
+    Raises:
+        InputError: two results on one pipe, or sound to or from a terminal.
+    """
+    if args.output == STDOUT and args.transcript == STDOUT:
+        raise InputError("Both --output and --transcript are standard output: give one of them a file.")
+    if args.input == STDOUT and sys.stdin.isatty():
+        raise InputError("--input - reads a sound file from a pipe, but standard input is the terminal.")
+    if args.output == STDOUT and sys.stdout.isatty():
+        raise InputError("--output - writes WAV to a pipe, but standard output is the terminal.")

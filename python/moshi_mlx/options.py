@@ -1,0 +1,125 @@
+"""What the command lines share: naming a model, sampling settings, and how they end."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError, MoshiError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .moshi import Moshi
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells know it."""
+
+PUBLISHED = {None: "kyutai/moshiko-mlx-bf16", 4: "kyutai/moshiko-mlx-q4", 8: "kyutai/moshiko-mlx-q8"}
+"""The repository that `-q` stands for; other bits are quantized from the bf16 one while loading."""
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model to load, as the published commands name it."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "-q", "--quantized", type=int, choices=[2, 3, 4, 5, 6, 8], metavar="{2,3,4,5,6,8}",
+        help="bits of the weights: 4 and 8 are published, others are made from bf16 while loading (default: bf16)",
+    )  # fmt: skip
+    group.add_argument("--hf-repo", metavar="OWNER/NAME", help="model repository on the Hugging Face hub")
+    group.add_argument(
+        "--model", metavar="NAME",
+        help="nano (small, comes with the package), untrained (random, makes noise), a folder, or a hub repository",
+    )  # fmt: skip
+    group.add_argument("--moshi-weight", "--moshi-weights", metavar="FILE", help="the language model's weights")
+    group.add_argument("--mimi-weight", "--mimi-weights", metavar="FILE", help="the codec's weights")
+    group.add_argument("--tokenizer", metavar="FILE", help="the text tokenizer")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """How tokens are drawn."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--seed", type=int, help="same seed, same sound: same answer (default: drawn anew)")
+    group.add_argument("--temp", type=at_least(0.0), default=0.8, help="of the sound, 0 is greedy (default: 0.8)")
+    group.add_argument("--temp-text", type=at_least(0.0), default=0.7, help="of the words (default: 0.7)")
+    group.add_argument("--top-k", type=at_least(0), default=250, help="of the sound, 0 is all (default: 250)")
+    group.add_argument("--top-k-text", type=at_least(0), default=25, help="of the words (default: 25)")
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling settings, as `Moshi.session` takes them."""
+    return {
+        "temp": args.temp,
+        "temp_text": args.temp_text,
+        "top_k": args.top_k,
+        "top_k_text": args.top_k_text,
+    }
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """The model that the options ask for.
+
+    Raises:
+        InputError: it is named twice.
+    """
+    if args.model and args.hf_repo:
+        raise InputError("Both --model and --hf-repo name a model: give one of them.")
+    return str(args.model or args.hf_repo or PUBLISHED.get(args.quantized, PUBLISHED[None]))
+
+
+def load_model(args: argparse.Namespace, console: "Console") -> "Moshi":
+    """Load the model that the options ask for, showing downloads and quantization on `console`.
+
+    Raises:
+        CheckpointError, DownloadError: as `moshi_mlx.load`.
+    """
+    from rich.progress import Progress
+
+    from .moshi import load
+
+    name = model_name(args)
+    console.print(f"Loading {name} ...", style="dim", highlight=False)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("Quantizing", total=None, visible=False)
+
+        def quantizing(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total, visible=True)
+
+        moshi = load(
+            name,
+            quantize=args.quantized,
+            moshi_weight=args.moshi_weight,
+            mimi_weight=args.mimi_weight,
+            tokenizer=args.tokenizer,
+            seed=args.seed or 0,
+            progress=quantizing,
+        )
+    if name == "untrained":
+        console.print("This model is untrained, made of random numbers: it makes noise.", style="yellow")
+    return moshi
+
+
+def at_least(least: int | float) -> Callable[[str], int | float]:
+    """A type for argparse: a number of `least`'s type that isn't smaller."""
+    kind = type(least)
+
+    def number(text: str) -> int | float:
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not {least} or more")
+        return value
+
+    number.__name__ = "number" if kind is float else "whole number"
+    return number
+
+
+def run_program(program: Callable[[], int]) -> int:
+    """Run a command line's `program` and return its exit code; an error becomes one line on standard error."""
+    try:
+        return program()
+    except MoshiError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
