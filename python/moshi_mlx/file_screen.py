@@ -3,7 +3,7 @@
 import os
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import IO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -29,7 +29,7 @@ class FileScreen:
         steps: how many are expected.
     """
 
-    def __init__(self, console: Console, words_to: TextIO, steps: int) -> None:
+    def __init__(self, console: Console, words_to: IO[str], steps: int) -> None:
         self.console = console
         self.timings: list[Timings] = []
         self._words = ""
@@ -98,7 +98,7 @@ class FileScreen:
             say(self._words_to, f"{self._words.strip()}\n" if self._at_end_only else "\n")
 
 
-def say(stream: TextIO, text: str) -> None:
+def say(stream: IO[str], text: str) -> None:
     """Write `text` at once; a reader that has gone, or an encoding that lacks a character, stops nothing."""
     encoding = stream.encoding or "utf-8"
     try:

@@ -1,0 +1,48 @@
+"""Single keys from the terminal, without waiting for Enter."""
+
+import os
+import select
+import sys
+from types import TracebackType
+from typing import Any
+
+try:
+    import termios
+    import tty
+except ImportError:  # no terminals of this kind on this system
+    termios = None  # type: ignore[assignment]
+
+
+class Keys:
+    """While entered, the terminal gives keys one by one and doesn't show them; nothing where input is no terminal."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+        self._before: Any = None
+
+    def pressed(self) -> str:
+        """The keys pressed since the last call, in lower case; "" where there were none. Never waits."""
+        if self._descriptor is None:
+            return ""
+        ready, _, _ = select.select([self._descriptor], [], [], 0)
+        if not ready:
+            return ""
+        data = os.read(self._descriptor, 64)
+        if not data:  # the terminal is gone
+            self._descriptor = None
+        return data.decode("utf-8", errors="ignore").lower()
+
+    def __enter__(self) -> "Keys":
+        if termios is not None and sys.stdin is not None and sys.stdin.isatty():
+            self._descriptor = sys.stdin.fileno()
+            self._before = termios.tcgetattr(self._descriptor)
+            tty.setcbreak(self._descriptor)  # Ctrl-C still interrupts
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._before)
+            self._before = None
+        self._descriptor = None
