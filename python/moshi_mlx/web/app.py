@@ -1,0 +1,210 @@
+"""The server: what is answered at which address, and how it starts and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+from aiohttp import WSCloseCode, web
+from aiohttp.typedefs import Handler, Middleware
+
+from ..errors import InputError, MoshiError
+from .access import Access
+from .chat import ChatDialect
+from .connection import Connection, Dialect, Ending
+from .desk import Desk
+from .limits import Limits, RateLimit
+from .metrics import Metrics
+from .pages import Pages
+from .stream import FORMATS, StreamDialect
+from .worker import Speaker, Worker
+
+log = logging.getLogger(__name__)
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+        "connect-src 'self'; worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class PortError(MoshiError):
+    """The server can't listen where it should."""
+
+    exit_code = 8
+
+
+class Server:
+    """Moshi over the network, for one model.
+
+    Args:
+        worker: the started thread that runs the model.
+        make_speaker: begins a conversation, as `Moshi.session`; called in the worker's thread.
+        model: its name, as clients are told.
+        static: folder of the built page, None for none.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        make_speaker: Callable[[], Speaker],
+        metrics: Metrics,
+        model: str = "",
+        limits: Limits | None = None,
+        access: Access | None = None,
+        static: Path | None = None,
+    ):
+        self.worker = worker
+        self.model = model
+        self.limits = limits or Limits()
+        self.metrics = metrics
+        self.access = access or Access()
+        self.desk = Desk(worker, make_speaker, self.limits, self.metrics)
+        self._connections: set[Connection] = set()
+        self._listening: list[asyncio.AbstractServer] = []
+        self._runner: web.AppRunner | None = None
+        self._pages = Pages(static) if static is not None else None
+
+    def rate_limit(self) -> RateLimit:
+        return RateLimit(self.limits)
+
+    def make_app(self) -> web.Application:
+        """The routes, as an aiohttp application."""
+        app = web.Application(middlewares=[_at_the_door(self)], client_max_size=1 << 16)
+        app.router.add_get("/api/chat", self._chat)
+        app.router.add_get("/api/stream", self._stream)
+        app.router.add_get("/api/info", self._info)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        if self._pages is not None:
+            app.router.add_get("/{path:.*}", self._pages.handle)
+        app.on_response_prepare.append(_add_headers)
+        return app
+
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Listen; returns the port, which the system chose where 0 was asked for.
+
+        Raises:
+            PortError: the address is taken or isn't this machine's.
+        """
+        # A request whose headers aren't whole by then is closed, however slowly they come.
+        runner = web.AppRunner(self.make_app(), access_log=None, keepalive_timeout=self.limits.header_seconds)
+        await runner.setup()
+        handlers = runner.server
+        assert handlers is not None
+
+        def accept() -> asyncio.Protocol:
+            return handlers() if len(handlers.connections) < self.limits.max_connections else _Refusal()
+
+        loop = asyncio.get_running_loop()
+        patience = self.limits.header_seconds if tls is not None else None
+        try:
+            listening = await loop.create_server(
+                accept, host, port, ssl=tls, backlog=64, ssl_handshake_timeout=patience
+            )
+        except OSError as error:
+            await runner.cleanup()
+            text = f"The server can't listen at {host}:{port}: {error.strerror or error}. Choose another --port."
+            raise PortError(text) from error
+        self._runner = runner
+        self._listening.append(listening)
+        return int(listening.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Say goodbye to every client and stop listening; the worker is left running."""
+        for listening in self._listening:
+            listening.close()
+        for connection in list(self._connections):
+            connection.end(Ending("closing", "The server is shutting down.", WSCloseCode.GOING_AWAY))
+        for _ in range(30):
+            if not self._connections:
+                break
+            await asyncio.sleep(0.1)
+        self.desk.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._talk(request, ChatDialect(), None)
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        try:
+            dialect = StreamDialect(request.query.get("format", FORMATS[0]))
+        except InputError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+        return await self._talk(request, dialect, request.query.get("session"))
+
+    async def _talk(self, request: web.Request, dialect: Dialect, token: str | None) -> web.StreamResponse:
+        limits = self.limits
+        # Larger messages than `message_bytes` are still read, up to this, to tell the client what's wrong with them.
+        longest = max(2 << 20, limits.message_bytes)
+        socket = web.WebSocketResponse(
+            heartbeat=limits.heartbeat_seconds, compress=False, max_msg_size=longest, timeout=2
+        )
+        if not socket.can_prepare(request).ok:
+            raise web.HTTPUpgradeRequired(text="This address speaks WebSocket.\n", headers={"Upgrade": "websocket"})
+        await socket.prepare(request)
+        self.metrics.add("moshi_connections_total")
+        connection = Connection(self, socket, dialect, token)
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+        return socket
+
+    async def _info(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"model": self.model, "formats": FORMATS, **self._counts()})
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        alive = self.worker.alive
+        status = "ok" if alive else "failed"
+        return web.json_response({"status": status, **self._counts()}, status=200 if alive else 503)
+
+    def _counts(self) -> dict[str, int]:
+        desk = self.desk
+        return {"sessions": desk.active, "max_sessions": self.limits.max_sessions, "waiting": desk.waiting}
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(
+            body=self.metrics.text().encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+
+def _at_the_door(server: Server) -> Middleware:
+    """Origin and token are checked before anything else is done."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            server.access.check_origin(request)
+            if request.path.startswith("/api/") or request.path == "/metrics":
+                server.access.check_token(request)
+        except web.HTTPException:
+            server.metrics.add("moshi_refused_total")
+            raise
+        return await handler(request)
+
+    return check
+
+
+class _Refusal(asyncio.Protocol):
+    """What a connection too many gets."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)

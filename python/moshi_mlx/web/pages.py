@@ -1,0 +1,38 @@
+"""The page's files, found once at the start: nothing else can be asked for, whatever the path says."""
+
+from __future__ import annotations
+
+import mimetypes
+from pathlib import Path
+
+from aiohttp import web
+
+from ..errors import InputError
+
+BUILT = Path(__file__).parent / "static"
+
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
+
+
+class Pages:
+    """Serves the files below a folder; hidden files and links that lead out of it are left out."""
+
+    def __init__(self, folder: Path):
+        root = folder.resolve()
+        if not (root / "index.html").is_file():
+            raise InputError(f"{folder} has no index.html; give a built page's folder, or none with --static none.")
+        self._files: dict[str, Path] = {}
+        for path in sorted(root.rglob("*")):
+            name = path.relative_to(root).as_posix()
+            hidden = any(part.startswith(".") for part in name.split("/"))
+            if path.is_file() and not hidden and path.resolve().is_relative_to(root):
+                self._files[name] = path
+        self._files[""] = root / "index.html"
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request for a file."""
+        path = self._files.get(request.match_info["path"])
+        if path is None:
+            raise web.HTTPNotFound(text="There is no such page.\n")
+        kind = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        return web.FileResponse(path, headers={"Content-Type": kind, "Cache-Control": "no-cache"})

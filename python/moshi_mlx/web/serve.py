@@ -1,0 +1,128 @@
+"""The command's work: load the model, open the door, tell the address, and serve until interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import ssl
+import statistics
+import sys
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+
+from ..config import FRAME_SIZE
+from ..options import load_model, sampling
+from .access import Access, is_local, make_token
+from .app import Server
+from .limits import Limits
+from .metrics import Metrics
+from .pages import BUILT
+from .tls import load_context, outward_address, own_certificate
+from .worker import FRAME_SECONDS, Worker
+
+if TYPE_CHECKING:
+    from ..moshi import Moshi
+
+MOST_SESSIONS = 8
+"""Conversations at once where the machine would keep up with more and nobody said how many."""
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Do what the command line says; returns its exit code.
+
+    Raises:
+        MoshiError: the model can't be loaded, or the server can't listen.
+    """
+    console = Console(stderr=True)
+    host = str(args.host)
+    tls = _tls(args, host, console)
+    static = None if args.static == "none" else Path(args.static) if args.static else BUILT
+    metrics = Metrics()
+    worker = Worker(metrics.step)
+    worker.start()
+    try:
+        # MLX's arrays belong to the thread that made them, so the model is loaded where it runs.
+        moshi = worker.call(lambda: load_model(args, console)).result()
+        step = worker.call(lambda: _warm_up(moshi, args)).result()
+        seats = args.max_sessions or max(1, min(MOST_SESSIONS, int(0.85 * FRAME_SECONDS / step)))
+        limits = Limits(
+            max_sessions=seats, max_waiting=args.max_waiting, session_seconds=60 * args.session_minutes or 1e9
+        )
+        console.print(
+            f"A step takes {step * 1e3:.0f} of {FRAME_SECONDS * 1e3:.0f} ms; conversations at once: {seats}.",
+            style="dim",
+            highlight=False,
+        )
+        access = Access(None if is_local(host) else make_token(), frozenset(args.allow_origin))
+        settings = sampling(args)
+        name = moshi.name or str(args.model or "moshi")
+        server = Server(
+            worker, lambda: moshi.session(seed=args.seed, **settings), metrics, name, limits, access, static
+        )
+        asyncio.run(_run(server, args, host, tls, access, console))
+    finally:
+        worker.stop()
+    return 0
+
+
+def _warm_up(moshi: Moshi, args: argparse.Namespace) -> float:
+    """Build what conversations need; returns how many seconds one of their steps takes."""
+    moshi.warm_up(**sampling(args))
+    session = moshi.session(seed=0, **sampling(args))
+    silence = np.zeros(FRAME_SIZE, np.float32)
+    return statistics.median([session.step(silence).timings.total_ms for _ in range(20)][4:]) / 1e3
+
+
+async def _run(
+    server: Server, args: argparse.Namespace, host: str, tls: ssl.SSLContext | None, access: Access, console: Console
+) -> None:
+    port = await server.start(host, args.port, tls)
+    shown = outward_address() or "localhost" if host in ("0.0.0.0", "::") else host
+    shown = f"[{shown}]" if ":" in shown else shown
+    address = f"{'https' if tls else 'http'}://{shown}:{port}/" + (f"#token={access.token}" if access.token else "")
+    print(f"Talk with Moshi at {address}", flush=True)
+    if access.token:
+        console.print(
+            "Whoever knows this address, token and all, can converse and listen with your machine.", style="dim"
+        )
+    if args.static != "none" and not args.no_browser:
+        asyncio.get_running_loop().run_in_executor(None, webbrowser.open, address)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError, ValueError):
+            loop.add_signal_handler(name, stopped.set)
+    try:
+        await stopped.wait()
+    finally:
+        await server.stop()
+
+
+def _tls(args: argparse.Namespace, host: str, console: Console) -> ssl.SSLContext | None:
+    """TLS as asked for; where others may connect and nobody gave a certificate, with one made here."""
+    if args.ssl:
+        return load_context(Path(args.ssl))
+    if is_local(host):
+        return None
+    folder = own_certificate(_state_folder() / "tls", host)
+    console.print(
+        f"TLS with a certificate made on this machine ({folder / 'cert.pem'}): browsers can't know it and will warn once. "
+        "Give one that they know with --ssl.",
+        style="yellow",
+        highlight=False,
+    )
+    return load_context(folder)
+
+
+def _state_folder() -> Path:
+    """Where this package keeps what it makes for a user."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "moshi-duplex"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "moshi-duplex"
