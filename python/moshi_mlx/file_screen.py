@@ -100,7 +100,7 @@ class FileScreen:
 
 def say(stream: IO[str], text: str) -> None:
     """Write `text` at once; a reader that has gone, or an encoding that lacks a character, stops nothing."""
-    encoding = stream.encoding or "utf-8"
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         stream.write(text.encode(encoding, errors="replace").decode(encoding))
         stream.flush()
