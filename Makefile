@@ -4,7 +4,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
-EXTRAS := dev,test,web
+EXTRAS := dev,test
 RUST_SOURCES := Cargo.toml Cargo.lock $(wildcard rust/*/Cargo.toml) $(wildcard rust/*/src/*.rs rust/*/src/*/*.rs)
 
 # Arguments for pytest: make test PYTEST_ARGS="-k mimi"
