@@ -11,7 +11,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(
         prog="moshi-local-web",
-        description="Serves a page in which to talk with Moshi, and its WebSocket protocols at /api/chat and /api/stream.",
+        description="Serves a page to talk with Moshi in, and WebSocket protocols at /api/chat and /api/stream.",
         epilog="For this machine only, unless --host says otherwise; others then need TLS and the printed address.",
     )
     add_model_options(parser)

@@ -113,7 +113,7 @@ def _tls(args: argparse.Namespace, host: str, console: Console) -> ssl.SSLContex
         return None
     folder = own_certificate(_state_folder() / "tls", host)
     console.print(
-        f"TLS with a certificate made on this machine ({folder / 'cert.pem'}): browsers can't know it and will warn once. "
+        f"TLS with a certificate made on this machine ({folder / 'cert.pem'}): browsers will warn of it once. "
         "Give one that they know with --ssl.",
         style="yellow",
         highlight=False,
