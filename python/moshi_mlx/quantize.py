@@ -70,7 +70,9 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     if weights != destination:
         _complete(files, destination, name)
     console.print(_summary(file, recipe))
-    console.print(f"{weights}: {size / 1e9:.3f} GB, was {file.header.nbytes / 1e9:.3f} GB", highlight=False)
+    console.print(
+        f"{weights}: {size / 1e6:,.1f} MB, was {file.header.nbytes / 1e6:,.1f} MB", highlight=False, soft_wrap=True
+    )
 
 
 def weights_name(recipe: Recipe) -> str:
