@@ -32,14 +32,15 @@ def activation_dtype() -> mx.Dtype:
 
 
 @functools.cache
-def _can_compile() -> bool:
+def can_compile() -> bool:
+    """Whether MLX can build fused kernels here."""
     # On CPU MLX builds fused kernels with the system's C++ compiler, at run time.
     return not on_cpu() or shutil.which("g++") is not None or shutil.which("clang++") is not None
 
 
 def compiled(function: F) -> F:
     """`mx.compile` where it can run: always on Metal, on CPU where a C++ compiler is installed."""
-    return cast(F, mx.compile(function)) if _can_compile() else function
+    return cast(F, mx.compile(function)) if can_compile() else function
 
 
 def linear(x: mx.array, weight: mx.array) -> mx.array:
