@@ -1,5 +1,41 @@
-"""Moshi in MLX: a full-duplex voice companion for Apple Silicon."""
+"""Moshi in MLX: a full-duplex voice companion for Apple Silicon.
+
+import moshi_mlx
+
+moshi = moshi_mlx.load("kyutai/moshiko-mlx-q4")
+session = moshi.session()
+frame = session.step(pcm)  # float32 [1920] in, frame.pcm and frame.text out, 12.5 times a second
+"""
 
 from ._blas import load_openblas
 
 BLAS = load_openblas()
+"""The BLAS put under MLX's CPU backend, None where MLX's own is used."""
+
+# Only now, since what follows imports mlx.core.
+from .config import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE, LMConfig, MimiConfig  # noqa: E402
+from .errors import MoshiError  # noqa: E402
+from .generation import LMGen  # noqa: E402
+from .lm import LMModel, LMOutput  # noqa: E402
+from .mimi import Mimi  # noqa: E402
+from .moshi import Moshi, load  # noqa: E402
+from .session import Frame, Session, Timings  # noqa: E402
+
+__all__ = [
+    "BLAS",
+    "FRAME_RATE",
+    "FRAME_SIZE",
+    "SAMPLE_RATE",
+    "Frame",
+    "LMConfig",
+    "LMGen",
+    "LMModel",
+    "LMOutput",
+    "Mimi",
+    "MimiConfig",
+    "Moshi",
+    "MoshiError",
+    "Session",
+    "Timings",
+    "load",
+]

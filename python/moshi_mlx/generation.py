@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-from .layers import compiled
+from .layers import arrays_of, compiled
 from .lm import UNGENERATED_TOKEN, KVCache, LMModel, Sampling
 from .lm.conditions import Conditions
 from .lm.sampling import gumbel_noise, sample
@@ -260,9 +260,8 @@ class LMGen:
         window = self.graph.window(self.state.offset)
         step = self.graph.compiled(("step", window, "forced" in arrays), lambda: self._step(window))
         outputs, state = step(arrays, self.state.arrays())
-        result = self.finish(outputs, state)
-        mx.async_eval(outputs, state)
-        return result
+        outputs = queue(outputs, state)
+        return self.finish(outputs, state)
 
     def _step(self, window: int) -> Callable[..., Any]:
         return lambda arrays, state: self.graph.step(arrays, state, window)
@@ -320,6 +319,17 @@ class LMGen:
         if (codes > top).any() or (codes < UNGENERATED_TOKEN).any():
             raise InputError(f"{name} holds ids from {codes.min()} to {codes.max()}; expected -1 to {top.max()}.")
         return mx.array(codes.astype(np.int32))
+
+
+def queue(outputs: dict[str, mx.array], state: Any) -> dict[str, mx.array]:
+    """Start computing `outputs` and `state`, and make reading any output wait for both.
+
+    A step that began while the one before was still under way would find that one's caches in use and copy them.
+    """
+    names, arrays = list(outputs), list(outputs.values())
+    whole = mx.depends(arrays, list(arrays_of(state).values()))
+    mx.async_eval(whole)
+    return dict(zip(names, whole, strict=True))
 
 
 def _put(column: mx.array, at: int, values: mx.array) -> mx.array:

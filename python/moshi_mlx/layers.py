@@ -15,10 +15,16 @@ from typing import TypeVar, cast
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 _MAX_COLUMNS = 2
 
 F = TypeVar("F", bound=Callable[..., object])
+
+
+def arrays_of(tree: object) -> dict[str, mx.array]:
+    """All arrays of nested lists, tuples, dictionaries and modules, by their paths."""
+    return dict(cast("list[tuple[str, mx.array]]", tree_flatten(tree)))
 
 
 def on_cpu() -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -78,7 +79,7 @@ class LMModel(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """Type of the activations."""
-        return self.out_norm.weight.dtype
+        return cast(mx.Dtype, self.out_norm.weight.dtype)
 
     def make_state(self, batch_size: int = 1) -> KVCache:
         """An empty KV cache for `batch_size` conversations in lockstep.

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..config import LMConfig
 from ..errors import CheckpointError
@@ -90,13 +89,15 @@ def build(
         weights += [(f"{module_name}.{leaf}", array.astype(precision.dtype)) for leaf, array in parts.items()]
     model.load_weights(weights, strict=False)
     model.eval()
+    # A graph compiled of weights that weren't read yet would read them from the file again at every step.
+    mx.eval(model.parameters())
     return model
 
 
 def export(model: LMModel) -> dict[str, mx.array]:
     """A model's float weights as tensors named in the published MLX layout."""
     config = model.config
-    parameters = dict(tree_flatten(model.parameters()))
+    parameters = arrays_of(model.parameters())
     tensors: dict[str, mx.array] = {}
     for module_name, targets in published_names(config).items():
         for leaf in ("weight", "learnt_padding"):
