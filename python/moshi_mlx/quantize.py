@@ -1,4 +1,8 @@
-"""python -m moshi_mlx.quantize: save a language model with fewer bits, in the published MLX layout."""
+"""python -m moshi_mlx.quantize: save a language model with fewer bits, in the published MLX layout.
+
+How many bits is said outright (--bits, --recipe), or searched for: the best measured quality within a budget of memory
+(--target-gb) or of bytes read per step (--target-ms at a memory --bandwidth).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,8 +26,11 @@ from .checkpoint.locate import CheckpointFiles, resolve
 from .checkpoint.quantization import KINDS, LEVELS, Recipe, bytes_of, kind_of
 from .checkpoint.saving import config_to_save, need_floating_point, save_quantized
 from .download_bar import DownloadBar
-from .errors import MoshiError, StorageError
+from .errors import InputError, MoshiError, StorageError
 from .files import ResultFile, storage_errors
+from .quality import Divergence
+from .recipe_file import read_recipe, report_of
+from .recipe_search import DEFAULT_LEVELS, file_budget, search, time_budget
 
 _LEVELS = [*map(str, LEVELS), "bf16"]
 
@@ -46,21 +54,38 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m moshi_mlx.quantize", description=__doc__)
     parser.add_argument("source", help="hub repository, folder or weights file of a bf16 checkpoint, in either layout")
     parser.add_argument("destination", help="folder for a complete model, or a .safetensors file for the weights alone")
-    parser.add_argument("--bits", choices=_LEVELS, help="level of all tensors (bf16 only changes the layout)")
-    parser.add_argument(
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--bits", choices=_LEVELS, help="level of all tensors (bf16 only changes the layout)")
+    how.add_argument(
         "--recipe", metavar="TEXT",
-        help=f"levels by kind of tensor, such as '4,attention=8,embeddings=bf16'; kinds: {', '.join(KINDS)}",
+        help="levels by kind of tensor, such as '4,attention=8,embeddings=bf16', or a recipe.json that a search wrote; "
+        f"kinds: {', '.join(KINDS)}",
     )  # fmt: skip
+    how.add_argument("--target-gb", type=_positive, metavar="GB", help="search: size of the weights, in 10^9 bytes")
+    how.add_argument("--target-ms", type=_positive, metavar="MS", help="search: time to read a step's weights in")
+    parser.add_argument("--bandwidth", type=_positive, metavar="GB/S", help="memory bandwidth, for --target-ms")
+    parser.add_argument(
+        "--levels", default=",".join(map(str, DEFAULT_LEVELS)), help="levels that a search may use (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=48, help="steps of the streams that a search measures on")
+    parser.add_argument("--seed", type=int, default=0, help="of those streams")
     return parser
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def _run(options: argparse.Namespace, console: Console) -> None:
-    if (options.bits is None) == (options.recipe is None):
-        _parser().error("say how: either --bits or --recipe")
-    recipe = Recipe.parse(options.recipe or options.bits)
+    if (options.bandwidth is None) != (options.target_ms is None):
+        raise InputError("--target-ms and --bandwidth go together: milliseconds a step, and GB/s to read weights at.")
     files = resolve(options.source, progress=DownloadBar)
     file = check_lm(files.need("lm"), files.lm_config)
     need_floating_point(file)
+    recipe, report = _chosen(options, file, console)
     destination = Path(options.destination).expanduser()
     name = weights_name(recipe)
     weights = destination if destination.suffix == ".safetensors" else _make_folder(destination) / name
@@ -69,10 +94,47 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         size = save_quantized(file, weights, recipe, lambda done, total: bar.update(task, completed=done, total=total))
     if weights != destination:
         _complete(files, destination, name)
+    if report is not None:
+        with ResultFile(weights.with_name("recipe.json")) as result:
+            result.write(json.dumps(report, indent=1).encode())
     console.print(_summary(file, recipe))
     console.print(
         f"{weights}: {size / 1e6:,.1f} MB, was {file.header.nbytes / 1e6:,.1f} MB", highlight=False, soft_wrap=True
     )
+
+
+def _chosen(options: argparse.Namespace, file: LMFile, console: Console) -> tuple[Recipe, dict[str, Any] | None]:
+    """The recipe that the options name or ask to search for, and a search's report."""
+    if options.target_gb is not None or options.target_ms is not None:
+        return _searched(options, file, console)
+    if options.recipe is not None and options.recipe.endswith(".json"):
+        return read_recipe(options.recipe, file.config), None
+    return Recipe.parse(options.recipe or options.bits), None
+
+
+def _searched(options: argparse.Namespace, file: LMFile, console: Console) -> tuple[Recipe, dict[str, Any]]:
+    """Search a recipe within the budget; the recipe and what is to be kept in recipe.json."""
+    if options.target_gb is not None:
+        budget = file_budget(options.target_gb)
+    else:
+        budget = time_budget(options.target_ms, options.bandwidth, file.config)
+    with _progress(console, "measurements") as bar:
+        task = bar.add_task("Measuring the original", total=None)
+        outcome = search(
+            file, budget, options.levels.split(","), options.steps, options.seed,
+            lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        )  # fmt: skip
+    table = Table("recipe", "MB counted", "KL from the original", "same most likely text token")
+    for name, (nbytes, measured) in outcome.uniform.items():
+        fits = "" if nbytes <= budget.nbytes else " (over budget)"
+        _add_measured(table, f"all {name}{fits}", nbytes, measured)
+    _add_measured(table, "found", outcome.nbytes, outcome.measured)
+    console.print(table)
+    return outcome.recipe, report_of(outcome, budget)
+
+
+def _add_measured(table: Table, name: str, nbytes: int, measured: Divergence) -> None:
+    table.add_row(name, f"{nbytes / 1e6:,.1f}", f"{measured.kl:.2e}", f"{measured.text_agreement:.1%}")
 
 
 def weights_name(recipe: Recipe) -> str:
@@ -113,9 +175,9 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, target)
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: Console, what: str = "tensors") -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"),
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(what),
         TimeRemainingColumn(), console=console,
     )  # fmt: skip
 
