@@ -14,7 +14,7 @@ from .errors import InputError
 from .file_screen import FileScreen
 from .files import STDOUT, ResultFile
 from .interrupt import StopRequest
-from .options import INTERRUPTED, load_model, sampling
+from .options import INTERRUPTED, load_model, sampling, warm_up
 from .session import Session
 from .sound import Samples, WavWriter, load_sound
 from .transcript import Transcript
@@ -58,7 +58,7 @@ def run_file(
         user[: len(part)] = part
         frame = session.step(user)
         writer.write(frame.pcm if writer.channels == 1 else np.stack([user, frame.pcm], axis=1))
-        transcript.add(frame.step, frame.text)
+        transcript.add(step, frame.text)
         screen.show(frame)
     return FileRun(steps, interrupted=False)
 
@@ -78,17 +78,21 @@ def converse_with_file(args: argparse.Namespace) -> int:
         writer = results.enter_context(WavWriter(args.output, channels=2 if args.stereo else 1))
         said = results.enter_context(ResultFile(args.transcript)) if args.transcript else None
         moshi = load_model(args, console)
-        session = moshi.session(seed=args.seed, profile=True, **sampling(args))
+        settings = {"profile": True, **sampling(args)}
+        warm_up(moshi, console, **settings)
+        session = moshi.resume(args.resume, profile=True) if args.resume else moshi.session(args.seed, **settings)
         steps = steps_for(len(heard), args.tail, moshi.lm.config.max_delay, args.steps)
         writer.expected = steps * FRAME_SIZE
         words_to = sys.stderr if STDOUT in (args.output, args.transcript) else sys.stdout
         screen = FileScreen(console, words_to, steps)
         with StopRequest() as stop, screen:
             run = run_file(session, heard, steps, writer, transcript, screen, stop)
+        if args.save:
+            session.save(args.save)
         if said:
             said.write(transcript.to_json(model=moshi.name, seed=session.seed, seconds=run.steps / FRAME_RATE))
     screen.summary()
-    written = " and ".join(name for name in (args.output, args.transcript) if name and name != STDOUT)
+    written = " and ".join(name for name in (args.output, args.transcript, args.save) if name and name != STDOUT)
     if run.interrupted:
         console.print(f"Interrupted after {writer.seconds:.1f} s; what there was by then was written.", highlight=False)
     if written:

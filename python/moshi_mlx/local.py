@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .errors import InputError
 from .options import add_model_options, add_sampling_options, at_least, run_program
 
 
@@ -13,7 +12,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="moshi-local",
         description="Talk with Moshi, which listens and speaks at the same time.",
-        epilog='Example: moshi-local -q 4 --input question.wav --output answer.wav. "-" is a pipe (WAV).',
+        epilog='Examples: moshi-local -q 4; moshi-local -q 4 --input question.wav --output answer.wav. "-" is a pipe.',
     )
     add_model_options(parser)
     files = parser.add_argument_group("files")
@@ -26,6 +25,19 @@ def parser() -> argparse.ArgumentParser:
         help="silence to hear after the input, for Moshi to finish its answer in (default: none)",
     )  # fmt: skip
     files.add_argument("--steps", type=at_least(1), help="stop after so many steps of 80 ms")
+    files.add_argument("--save", metavar="FILE", help="save the conversation at its end, to be continued later")
+    files.add_argument("--resume", metavar="FILE", help="continue a conversation that was saved")
+    live = parser.add_argument_group("live, where --input or --output is left out")
+    live.add_argument("--input-device", metavar="DEVICE", help="microphone: its number or a part of its name")
+    live.add_argument("--output-device", metavar="DEVICE", help="speaker: its number or a part of its name")
+    live.add_argument("--list-devices", action="store_true", help="show microphones and speakers, and stop")
+    live.add_argument("--record", metavar="FILE", help="WAV file of the conversation: user left, Moshi right")
+    live.add_argument("--trace", metavar="FILE", help="Chrome trace of where each step's time went")
+    live.add_argument("--no-echo-cancel", action="store_true", help="let Moshi hear itself (fine with headphones)")
+    live.add_argument(
+        "--max-lag", type=at_least(80), default=400, metavar="MS",
+        help="drop sound rather than be later than this (default: 400)",
+    )  # fmt: skip
     add_sampling_options(parser)
     return parser
 
@@ -37,11 +49,17 @@ def run(argv: Sequence[str] | None = None) -> int:
         MoshiError: whatever went wrong.
     """
     args = parser().parse_args(argv)
-    if args.input is None or args.output is None:
-        raise InputError("Give --input and --output: sound files, or - for a pipe.")
-    from .file_run import converse_with_file
+    if args.list_devices:
+        from .live_run import list_devices
 
-    return converse_with_file(args)
+        return list_devices()
+    if args.input is not None and args.output is not None:
+        from .file_run import converse_with_file
+
+        return converse_with_file(args)
+    from .live_run import converse_live
+
+    return converse_live(args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

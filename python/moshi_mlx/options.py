@@ -99,6 +99,15 @@ def load_model(args: argparse.Namespace, console: "Console") -> "Moshi":
     return moshi
 
 
+def warm_up(moshi: "Moshi", console: "Console", **settings: Any) -> None:
+    """Build all that sessions with these settings will need, so that no step waits for it; shows how far it is."""
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("Warming up", total=None)
+        moshi.warm_up(lambda done, total: bars.update(bar, completed=done, total=total), **settings)
+
+
 def at_least(least: int | float) -> Callable[[str], int | float]:
     """A type for argparse: a number of `least`'s type that isn't smaller."""
     kind = type(least)

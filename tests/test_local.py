@@ -1,0 +1,305 @@
+"""The command on sound files, run as a user runs it: what it writes, and how it ends when something is wrong."""
+
+import json
+import math
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import time
+import wave
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Command, command_line
+
+from moshi_mlx.sound import load_sound, write_wav
+
+FRAME = 1920
+
+
+def read(path: object) -> np.ndarray:
+    """int16 [samples, channels] of a WAV file at 24 kHz, by Python's own reader."""
+    with wave.open(path if isinstance(path, BytesIO) else str(path), "rb") as file:
+        assert (file.getframerate(), file.getsampwidth()) == (24_000, 2)
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
+
+
+def frames_of(question: Path) -> int:
+    return math.ceil(len(load_sound(question)) / FRAME)
+
+
+def said(result: "subprocess.CompletedProcess[bytes]") -> str:
+    return result.stderr.decode()
+
+
+def wait_until(happened, seconds: float = 60) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+def test_a_question_is_answered_for_as_long_as_it_takes_to_hear_it(
+    moshi_local: Command, question: Path, tmp_path: Path
+) -> None:
+    result = moshi_local("--input", question, "--output", tmp_path / "answer.wav", "--seed", 1)
+    assert result.returncode == 0, said(result)
+    answer = read(tmp_path / "answer.wav")
+    delay = len(answer) // FRAME - frames_of(question)
+    assert len(answer) % FRAME == 0
+    assert 0 < delay <= 2, f"{delay} frames longer than the question"
+    assert not answer[: delay * FRAME].any()
+    assert answer[delay * FRAME :].any()
+    assert os.listdir(tmp_path) == ["answer.wav"]
+
+
+def test_the_summary_tells_steps_times_and_memory(moshi_local: Command, question: Path, tmp_path: Path) -> None:
+    summary = said(moshi_local("--input", question, "--output", tmp_path / "answer.wav", "--steps", 10))
+    for what in ("untrained", "10 steps", "real-time factor", "encode", "language model", "decode", "95%", "memory"):
+        assert what in summary, f"no {what!r} in:\n{summary}"
+    assert "nan" not in summary
+
+
+def test_same_seed_same_answer_other_seed_other_answer(moshi_local: Command, question: Path, tmp_path: Path) -> None:
+    for name, seed in [("one", 1), ("again", 1), ("other", 2)]:
+        arguments = ("--input", question, "--output", tmp_path / name, "--seed", seed, "--steps", 12)
+        assert moshi_local(*arguments).returncode == 0
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "again").read_bytes()
+    assert (tmp_path / "one").read_bytes() != (tmp_path / "other").read_bytes()
+
+
+def test_stereo_has_the_user_left_and_moshi_right_at_the_same_time(
+    moshi_local: Command, question: Path, tmp_path: Path
+) -> None:
+    common = ("--input", question, "--seed", 3)
+    assert moshi_local(*common, "--output", tmp_path / "mono.wav").returncode == 0
+    assert moshi_local(*common, "--output", tmp_path / "both.wav", "--stereo").returncode == 0
+    both = read(tmp_path / "both.wav")
+    heard = np.rint(load_sound(question).clip(-1, 1) * 32767).astype(int)
+    assert np.array_equal(both[: len(heard), 0], heard)
+    assert not both[len(heard) :, 0].any()
+    assert np.array_equal(both[:, 1], read(tmp_path / "mono.wav")[:, 0])
+
+
+def test_tail_adds_silence_to_answer_in_and_steps_limits_all(
+    moshi_local: Command, question: Path, tmp_path: Path
+) -> None:
+    lengths = {}
+    for name, extra in [("plain", []), ("tail", ["--tail", "0.96"]), ("steps", ["--tail", "60", "--steps", "7"])]:
+        assert moshi_local("--input", question, "--output", tmp_path / name, *extra).returncode == 0
+        lengths[name] = len(read(tmp_path / name)) // FRAME
+    assert lengths["tail"] == lengths["plain"] + 12
+    assert lengths["steps"] == 7
+
+
+def test_the_transcript_has_the_words_that_were_printed_with_their_times(
+    moshi_local: Command, question: Path, tmp_path: Path
+) -> None:
+    result = moshi_local(
+        *("--input", question, "--output", tmp_path / "answer.wav", "--transcript", tmp_path / "said.json", "--seed", 5)
+    )
+    assert result.returncode == 0, said(result)
+    transcript = json.loads((tmp_path / "said.json").read_text())
+    assert result.stdout.decode().strip() == transcript["text"]
+    assert transcript["text"] == "".join(piece["text"] for piece in transcript["pieces"]).strip()
+    assert transcript["pieces"], "the untrained model says something at every step"
+    times = [piece["time"] for piece in transcript["pieces"]]
+    assert times == sorted(times)
+    assert all(math.isclose(time / 0.08, round(time / 0.08), abs_tol=1e-6) for time in times)
+    assert times[-1] < transcript["seconds"] == pytest.approx(len(read(tmp_path / "answer.wav")) / 24_000)
+
+
+def test_pipes_carry_the_same_sound_as_files(moshi_local: Command, question: Path, tmp_path: Path) -> None:
+    assert moshi_local("--input", question, "--output", tmp_path / "answer.wav", "--seed", 1).returncode == 0
+    piped = moshi_local("--input", "-", "--output", "-", "--seed", 1, input=question.read_bytes())
+    assert piped.returncode == 0, said(piped)
+    assert piped.stdout == (tmp_path / "answer.wav").read_bytes()
+
+
+def test_words_do_not_mix_with_sound_on_one_pipe(moshi_local: Command, question: Path, tmp_path: Path) -> None:
+    piped = moshi_local("--input", question, "--output", "-", "--transcript", tmp_path / "t.json", "--seed", 1)
+    assert json.loads((tmp_path / "t.json").read_text())["text"] in said(piped)
+    assert len(read(BytesIO(piped.stdout))) * 2 + 44 == len(piped.stdout)
+
+
+def test_ctrl_c_writes_what_there_is(tmp_path: Path) -> None:
+    write_wav(tmp_path / "long.wav", np.zeros(24_000 * 600))
+    arguments = ("--input", tmp_path / "long.wav", "--output", tmp_path / "a.wav", "--transcript", tmp_path / "t.json")
+    process = subprocess.Popen(command_line(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_until(lambda: any(part.stat().st_size > 44 + 20 * FRAME * 2 for part in tmp_path.glob(".a.wav.*")))
+    assert not (tmp_path / "a.wav").exists()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors.decode()
+    assert "Interrupted" in errors.decode()
+    assert "Traceback" not in errors.decode()
+    answer = read(tmp_path / "a.wav")
+    assert 20 * FRAME <= len(answer) < 24_000 * 600
+    assert json.loads((tmp_path / "t.json").read_text())["seconds"] == pytest.approx(len(answer) / 24_000)
+    assert sorted(os.listdir(tmp_path)) == ["a.wav", "long.wav", "t.json"]
+
+
+def test_ctrl_c_while_loading_leaves_nothing(tmp_path: Path, question: Path) -> None:
+    arguments = ("--input", question, "--output", tmp_path / "a.wav")
+    process = subprocess.Popen(command_line(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_until(lambda: bool(os.listdir(tmp_path)))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors.decode()
+    assert os.listdir(tmp_path) in ([], ["a.wav"])  # the second where the first steps were quicker than the signal
+
+
+def one_error(result: "subprocess.CompletedProcess[bytes]", code: int, *words: str) -> None:
+    """The run ended with `code` and one line of error that has all `words`."""
+    assert result.returncode == code, said(result)
+    assert "Traceback" not in said(result)
+    errors = [line for line in said(result).splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, said(result)
+    for word in words:
+        assert word in errors[0], f"no {word!r} in {errors[0]!r}"
+
+
+def test_no_such_file_is_one_line(moshi_local: Command, tmp_path: Path) -> None:
+    one_error(moshi_local("--input", tmp_path / "none.wav", "--output", tmp_path / "a.wav"), 5, "none.wav")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_no_sound_is_one_line(moshi_local: Command, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no sound at all\n" * 50)
+    one_error(moshi_local("--input", tmp_path / "notes.txt", "--output", tmp_path / "a.wav"), 5, "notes.txt")
+    (tmp_path / "empty.wav").touch()
+    one_error(moshi_local("--input", tmp_path / "empty.wav", "--output", tmp_path / "a.wav"), 5, "empty")
+    one_error(moshi_local("--input", "-", "--output", tmp_path / "a.wav", input=b""), 5, "empty")
+    assert sorted(os.listdir(tmp_path)) == ["empty.wav", "notes.txt"]
+
+
+def test_an_output_that_cant_be_is_one_line_before_anything_is_loaded(
+    moshi_local: Command, question: Path, tmp_path: Path
+) -> None:
+    result = moshi_local("--input", question, "--output", tmp_path / "nowhere" / "a.wav")
+    one_error(result, 6, "nowhere")
+    assert "Loading" not in said(result)
+    one_error(moshi_local("--input", question, "--output", tmp_path), 6, "folder")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_device_is_one_line(moshi_local: Command, question: Path) -> None:
+    one_error(moshi_local("--input", question, "--output", "/dev/full"), 6, "full")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="a small disk can only be mounted by root")
+def test_a_disk_that_fills_up_is_one_line_and_keeps_what_was_there(
+    moshi_local: Command, question: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "none", disk], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        (disk / "a.wav").write_bytes(b"from before")
+        result = moshi_local("--input", question, "--output", disk / "a.wav", "--tail", 5)
+        one_error(result, 6, "disk is full")
+        assert os.listdir(disk) == ["a.wav"]
+        assert (disk / "a.wav").read_bytes() == b"from before"
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_bad_checkpoint_is_one_line(moshi_local: Command, question: Path, tmp_path: Path) -> None:
+    output = ("--input", question, "--output", tmp_path / "a.wav")
+    one_error(moshi_local(*output, model=str(tmp_path / "no-such-folder")), 3, "no-such-folder")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    one_error(moshi_local(*output, model=str(folder)), 3, "model")
+    (folder / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00 this is none")
+    (folder / "tokenizer.safetensors").write_bytes(b"nor this")
+    (folder / "tokenizer.model").write_bytes(b"nor this")
+    one_error(moshi_local(*output, model=str(folder)), 3, "model.safetensors")
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("without", ["HF_HUB_OFFLINE", "network"])
+def test_without_network_one_line_says_what_to_do(
+    moshi_local: Command, question: Path, tmp_path: Path, without: str
+) -> None:
+    env = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    env["HF_HUB_OFFLINE"] = "1" if without == "HF_HUB_OFFLINE" else "0"
+    result = moshi_local("-q", 4, "--input", question, "--output", tmp_path / "a.wav", model=None, env=env)
+    one_error(result, 4, "kyutai/moshiko-mlx-q4", "connect")
+    assert not (tmp_path / "a.wav").exists()
+
+
+def test_options_that_contradict_are_one_line(moshi_local: Command, question: Path, tmp_path: Path) -> None:
+    output = ("--input", question, "--output", tmp_path / "a.wav")
+    one_error(moshi_local(*output, "--hf-repo", "kyutai/moshiko-mlx-q4"), 2, "--hf-repo")
+    one_error(moshi_local("--input", question, "--output", "-", "--transcript", "-"), 2, "standard output")
+    for wrong in ("-q 7", "--temp -1", "--temp nan", "--top-k 1.5", "--steps 0", "--tail x"):
+        result = moshi_local(*output, *wrong.split())
+        assert result.returncode == 2
+        assert "Traceback" not in said(result)
+        assert wrong.split()[0] in said(result)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_reader_that_goes_away_ends_the_run(question: Path) -> None:
+    arguments = ("--input", question, "--output", "-", "--tail", 600)
+    process = subprocess.Popen(command_line(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(44)
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(60) == 6
+    assert "the program that read it has ended" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("columns", [20, 100])
+def test_a_terminal_shows_progress_and_then_keeps_the_words(question: Path, tmp_path: Path, columns: int) -> None:
+    ours, theirs = pty.openpty()
+    transcript = tmp_path / "t.json"
+    arguments = ("--input", question, "--output", tmp_path / "a.wav", "--transcript", transcript, "--seed", 1)
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "24"}
+    process = subprocess.Popen(command_line(*arguments), stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            block = os.read(ours, 65536)
+        except OSError:  # how Linux says that nobody holds the other end
+            break
+        if not block:
+            break
+        shown += block
+    os.close(ours)
+    assert process.wait(60) == 0, shown.decode(errors="replace")
+    text = shown.decode(errors="replace")
+    assert "\x1b[" in text
+    if columns == 100:
+        assert "real-time factor" in text
+    assert json.loads(transcript.read_text())["text"] in text.replace("\r\n", "\n")
+
+
+def test_a_saved_conversation_goes_on_as_if_it_had_never_stopped(moshi_local: Command, tmp_path: Path) -> None:
+    sound = (0.3 * np.random.default_rng(1).standard_normal(FRAME * 40)).astype(np.float32).clip(-1, 1)
+    write_wav(tmp_path / "whole.wav", sound)
+    write_wav(tmp_path / "first.wav", sound[: FRAME * 20])
+    write_wav(tmp_path / "second.wav", sound[FRAME * 20 :])
+    saved = tmp_path / "talk.safetensors"
+
+    def answer(name: str, steps: int, *more: object) -> np.ndarray:
+        arguments = ("--input", tmp_path / f"{name}.wav", "--output", tmp_path / f"{name}-answer.wav", "--steps", steps)
+        result = moshi_local(*arguments, "--seed", 4, *more)
+        assert result.returncode == 0, said(result)
+        return read(tmp_path / f"{name}-answer.wav")
+
+    whole = answer("whole", 40)
+    first = answer("first", 20, "--save", saved)
+    second = answer("second", 20, "--resume", saved)
+    assert np.array_equal(np.concatenate([first, second]), whole)
