@@ -1,0 +1,108 @@
+//! Keeps a ring between two clocks at its set point by nudging the rate of the resampler that fills it.
+
+/// Time constant of the level's average, in seconds.
+const SMOOTHING: f64 = 3.0;
+/// Time constant in which the worst jitter seen is forgotten, in seconds.
+const MEMORY: f64 = 60.0;
+/// Natural frequency of the loop in radians per second: slow enough that no pitch change is heard.
+const SPEED: f64 = 0.05;
+/// Most that the level's error may add to the clocks' difference.
+const MAX_CORRECTION: f64 = 0.001;
+/// Largest difference between two clocks that is followed.
+const MAX_DRIFT: f64 = 0.002;
+
+/// A critically damped proportional-integral loop on a ring's level, in seconds of sound.
+///
+/// The set point is not fixed: it is the smallest level at which the deepest dip seen lately still leaves `margin`.
+#[derive(Debug, Clone)]
+pub struct LevelControl {
+    margin: f64,
+    ceiling: f64,
+    mean: f64,
+    jitter: f64,
+    target: f64,
+    drift: f64,
+    seen: f64,
+}
+
+impl LevelControl {
+    /// A loop that keeps `margin` seconds in reserve, and never aims above `ceiling`.
+    pub fn new(margin: f64, ceiling: f64) -> Self {
+        Self { margin, ceiling, mean: 0.0, jitter: 0.0, target: margin, drift: 0.0, seen: 0.0 }
+    }
+
+    /// Takes a level measured `dt` seconds after the one before; gives the relative rate change to apply.
+    pub fn update(&mut self, level: f64, dt: f64) -> f64 {
+        self.seen += dt;
+        let weight = (dt / (SMOOTHING.min(self.seen) + dt)).max(dt / (SMOOTHING + dt));
+        self.mean += weight * (level - self.mean);
+        self.jitter = (self.mean - level).max(self.jitter * (1.0 - dt / MEMORY)).max(0.0);
+        let wanted = (self.margin + self.jitter).min(self.ceiling);
+        self.target += (dt / (SMOOTHING + dt)) * (wanted - self.target);
+        let error = self.mean - self.target;
+        self.drift = (self.drift + SPEED * SPEED * error * dt).clamp(-MAX_DRIFT, MAX_DRIFT);
+        let correction = (2.0 * SPEED * error).clamp(-MAX_CORRECTION, MAX_CORRECTION);
+        -(self.drift + correction)
+    }
+
+    /// Starts the average anew at `level`, keeping what was learned about the clocks: the ring was emptied or skipped.
+    pub fn restart(&mut self, level: f64) {
+        self.mean = level;
+        self.seen = SMOOTHING;
+    }
+
+    /// Where the level should be, in seconds.
+    pub fn target(&self) -> f64 {
+        self.target
+    }
+
+    /// The average level, in seconds.
+    pub fn mean(&self) -> f64 {
+        self.mean
+    }
+
+    /// How much faster the filling clock runs than the emptying one, in parts per million.
+    pub fn drift_ppm(&self) -> f64 {
+        self.drift * 1e6
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ring filled by a clock that is `ppm` too fast, watched every 80 ms.
+    fn run(ppm: f64, seconds: f64, jitter: f64) -> (LevelControl, f64, f64) {
+        let mut control = LevelControl::new(0.012, 0.08);
+        let (mut level, mut low, mut high) = (0.02, f64::MAX, f64::MIN);
+        let mut adjust = 0.0;
+        let mut noise = 1u32;
+        for _ in 0..(seconds / 0.08) as usize {
+            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let late = f64::from(noise >> 16) / 65_536.0 * jitter;
+            level += 0.08 * (ppm * 1e-6 + adjust);
+            adjust = control.update(level - late, 0.08);
+            low = f64::min(low, level - late);
+            high = f64::max(high, level);
+        }
+        (control, low, high)
+    }
+
+    #[test]
+    fn a_drift_of_500_ppm_is_learned_and_the_level_stays_near_its_set_point() {
+        for ppm in [-500.0, 500.0] {
+            let (control, low, high) = run(ppm, 600.0, 0.0);
+            println!("{ppm}: low {low} high {high} {control:?}");
+            assert!((control.drift_ppm() - ppm).abs() < 5.0, "{ppm}: learned {}", control.drift_ppm());
+            assert!(low > 0.005 && high < 0.035, "{ppm}: level went from {low} to {high} s");
+        }
+    }
+
+    #[test]
+    fn jitter_raises_the_set_point_instead_of_emptying_the_ring() {
+        let (control, _, _) = run(0.0, 120.0, 0.03);
+        assert!(control.target() > 0.022, "set point {} s", control.target());
+        let (quiet, _, _) = run(0.0, 120.0, 0.0);
+        assert!(quiet.target() < 0.015, "set point {} s", quiet.target());
+    }
+}
