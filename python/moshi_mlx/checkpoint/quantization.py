@@ -23,7 +23,7 @@ _FLOAT_MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
 _PACK = 32
 """Weights that are packed together, whatever the group."""
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 """Elements quantized at once in the floating-point modes: MLX's CPU fallback takes 80 bytes for each."""
 
 
