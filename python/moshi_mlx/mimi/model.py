@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from ..config import FRAME_SIZE, MimiConfig
 from ..errors import InputError
+from ..layers import compiled
 from . import seanet
 from .conv import Conv, Upsample
 from .inputs import check_codes, check_pcm
@@ -43,12 +45,15 @@ class Mimi:
         self.num_codebooks = num_codebooks
         self._encoder = seanet.encoder(tensors, config)
         self._encoder_transformer = Transformer(tensors, "encoder_transformer", config)
-        self._downsample = Conv(tensors["downsample.conv.conv.conv.weight"], None, stride=2)
+        self._downsample = Conv(tensors["downsample.conv.conv.conv.weight"], None, rows=1, stride=2)
         self._quantizer = SplitQuantizer(tensors, num_codebooks)
         self._upsample = Upsample(tensors["upsample.convtr.convtr.convtr.weight"])
         self._decoder_transformer = Transformer(tensors, "decoder_transformer", config)
         self._decoder = seanet.decoder(tensors, config)
         self.dtype = self._quantizer.books.dtype
+        mx.eval(list(_arrays(self)))
+        self._encode = compiled(self.encode_frame)
+        self._decode = compiled(self.decode_frame)
 
     @classmethod
     def load(cls, where: str | Path, num_codebooks: int = 8, dtype: mx.Dtype = mx.float32) -> Mimi:
@@ -136,7 +141,7 @@ class Mimi:
             )
         codes = []
         for frame in mx.split(x, x.shape[2] // FRAME_SIZE, axis=2):
-            code, state.encoder = self.encode_frame(frame, state.encoder)
+            code, state.encoder = self._encode(frame, state.encoder)
             codes.append(code)
         return codes[0] if len(codes) == 1 else mx.concatenate(codes, axis=2)
 
@@ -156,7 +161,7 @@ class Mimi:
         x = check_codes(codes, self.num_codebooks, self.config.bins, state.batch_size)
         pcm = []
         for frame in mx.split(x, x.shape[2], axis=2):
-            sound, state.decoder = self.decode_frame(frame, state.decoder)
+            sound, state.decoder = self._decode(frame, state.decoder)
             pcm.append(sound)
         return pcm[0] if len(pcm) == 1 else mx.concatenate(pcm, axis=2)
 
@@ -183,7 +188,7 @@ class Mimi:
         state = self.encoder_state(B, frames)
         codes = []
         for start in range(0, x.shape[2], frames * FRAME_SIZE):
-            code, state = self.encode_frame(x[:, :, start : start + frames * FRAME_SIZE], state)
+            code, state = self._encode(x[:, :, start : start + frames * FRAME_SIZE], state)
             mx.eval(code, state)
             codes.append(code)
         return mx.concatenate(codes, axis=2)
@@ -206,7 +211,18 @@ class Mimi:
         state = self.decoder_state(B, frames)
         pcm = []
         for start in range(0, F, frames):
-            sound, state = self.decode_frame(x[:, :, start : start + frames], state)
+            sound, state = self._decode(x[:, :, start : start + frames], state)
             mx.eval(sound, state)
             pcm.append(sound)
         return mx.concatenate(pcm, axis=2)
+
+
+def _arrays(part: object) -> Iterator[mx.array]:
+    """All arrays that `part` and its parts hold."""
+    if isinstance(part, mx.array):
+        yield part
+    elif isinstance(part, (list, tuple)):
+        for item in part:
+            yield from _arrays(item)
+    elif type(part).__module__.startswith(__package__ or ""):
+        yield from _arrays(list(vars(part).values()))

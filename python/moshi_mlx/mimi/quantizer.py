@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
-from ..layers import linear
+from ..layers import linear, on_cpu
 
 _MIN_USAGE = 1e-5
 
@@ -28,6 +28,8 @@ class SplitQuantizer:
         books += [_codebook(tensors, "rvq_rest", i) for i in range(num_codebooks - 1)]
         self.bins, self.width = books[0].shape
         self.books = mx.stack(books)
+        # Once more with words as columns: one row times this is read at twice the speed on CPU.
+        self.columns = mx.contiguous(self.books.swapaxes(1, 2)) if on_cpu() else self.books.swapaxes(1, 2)
         self.half_norms = 0.5 * self.books.square().sum(axis=2)
         self.input_proj = mx.concatenate([tensors[f"quantizer.{h}.input_proj.weight"][:, :, 0] for h in halves])
         self.output_proj = mx.concatenate(
@@ -47,7 +49,7 @@ class SplitQuantizer:
 
     def _nearest(self, x: mx.array, k: int) -> mx.array:
         # |x - e|^2 is smallest where x·e - |e|^2 / 2 is largest.
-        return mx.argmax(linear(x, self.books[k]) - self.half_norms[k], axis=-1)
+        return mx.argmax(x @ self.columns[k] - self.half_norms[k], axis=-1)
 
     def decode(self, codes: mx.array) -> mx.array:
         """Latents [B, T, dimension] of `codes` [B, K, T]; K may be less than `num_codebooks`."""

@@ -6,16 +6,12 @@ from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 
-from ..config import MimiConfig
+from ..config import FRAME_SIZE, MimiConfig
+from .activations import elu
 from .conv import Conv, ConvTranspose
 
 Tensors = Mapping[str, mx.array]
 Tails = list[mx.array]
-
-
-def elu(x: mx.array) -> mx.array:
-    """Exponential linear unit."""
-    return mx.maximum(x, mx.expm1(mx.minimum(x, 0)))
 
 
 class Residual:
@@ -34,7 +30,7 @@ class Residual:
 Layer = Conv | ConvTranspose | Residual
 
 
-class _Stack:
+class Stack:
     """Layers in a row; `elu_before` tells which have a non-linearity in front of them."""
 
     def __init__(self) -> None:
@@ -58,12 +54,12 @@ class _Stack:
         return x, following
 
 
-def _conv(tensors: Tensors, name: str, stride: int = 1, dilation: int = 1) -> Conv:
-    return Conv(tensors[f"{name}.conv.conv.weight"], tensors[f"{name}.conv.conv.bias"], stride, dilation)
+def _conv(tensors: Tensors, name: str, rows: int, stride: int = 1, dilation: int = 1) -> Conv:
+    return Conv(tensors[f"{name}.conv.conv.weight"], tensors[f"{name}.conv.conv.bias"], rows, stride, dilation)
 
 
-def _residual(tensors: Tensors, name: str, dilation: int) -> Residual:
-    return Residual(_conv(tensors, f"{name}.block.1", dilation=dilation), _conv(tensors, f"{name}.block.3"))
+def _residual(tensors: Tensors, name: str, rows: int, dilation: int) -> Residual:
+    return Residual(_conv(tensors, f"{name}.block.1", rows, dilation=dilation), _conv(tensors, f"{name}.block.3", rows))
 
 
 def _counter() -> Callable[[int], int]:
@@ -78,26 +74,28 @@ def _counter() -> Callable[[int], int]:
     return advance
 
 
-def encoder(tensors: Tensors, config: MimiConfig, prefix: str = "encoder.model") -> _Stack:
+def encoder(tensors: Tensors, config: MimiConfig, prefix: str = "encoder.model") -> Stack:
     """Sound [B, T, 1] to latents [B, T / hop, dimension]."""
-    stack, index = _Stack(), _counter()
-    stack.add(_conv(tensors, f"{prefix}.{index(1)}"))
+    stack, index, rows = Stack(), _counter(), FRAME_SIZE
+    stack.add(_conv(tensors, f"{prefix}.{index(1)}", rows))
     for ratio in reversed(config.ratios):
         for depth in range(config.n_residual_layers):
-            stack.add(_residual(tensors, f"{prefix}.{index(1)}", config.dilation_base**depth))
-        stack.add(_conv(tensors, f"{prefix}.{index(2)}", stride=ratio), elu_before=True)
-    stack.add(_conv(tensors, f"{prefix}.{index(2)}"), elu_before=True)
+            stack.add(_residual(tensors, f"{prefix}.{index(1)}", rows, config.dilation_base**depth))
+        rows //= ratio
+        stack.add(_conv(tensors, f"{prefix}.{index(2)}", rows, stride=ratio), elu_before=True)
+    stack.add(_conv(tensors, f"{prefix}.{index(2)}", rows), elu_before=True)
     return stack
 
 
-def decoder(tensors: Tensors, config: MimiConfig, prefix: str = "decoder.model") -> _Stack:
+def decoder(tensors: Tensors, config: MimiConfig, prefix: str = "decoder.model") -> Stack:
     """Latents [B, T, dimension] to sound [B, T * hop, 1]."""
-    stack, index = _Stack(), _counter()
-    stack.add(_conv(tensors, f"{prefix}.{index(1)}"))
+    stack, index, rows = Stack(), _counter(), FRAME_SIZE // config.hop
+    stack.add(_conv(tensors, f"{prefix}.{index(1)}", rows))
     for ratio in config.ratios:
         name = f"{prefix}.{index(2)}.convtr.convtr"
-        stack.add(ConvTranspose(tensors[f"{name}.weight"], tensors[f"{name}.bias"], ratio), elu_before=True)
+        stack.add(ConvTranspose(tensors[f"{name}.weight"], tensors[f"{name}.bias"], rows, ratio), elu_before=True)
+        rows *= ratio
         for depth in range(config.n_residual_layers):
-            stack.add(_residual(tensors, f"{prefix}.{index(1)}", config.dilation_base**depth))
-    stack.add(_conv(tensors, f"{prefix}.{index(2)}"), elu_before=True)
+            stack.add(_residual(tensors, f"{prefix}.{index(1)}", rows, config.dilation_base**depth))
+    stack.add(_conv(tensors, f"{prefix}.{index(2)}", rows), elu_before=True)
     return stack

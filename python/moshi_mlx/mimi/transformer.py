@@ -14,10 +14,12 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import MimiConfig
-from ..layers import attend, linear
+from ..layers import linear, on_cpu
+from .activations import decay, gelu
 
 _EPS = 1e-5
 _TURN = 2**32
+_UNSEEN = -1e4
 
 
 class Rotary:
@@ -56,6 +58,21 @@ def visible(position: mx.array, steps: int, slots: int, context: int) -> mx.arra
     return (age < context) & (age <= queries[:, None])
 
 
+def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
+    """Attention of scaled `q` [B, H, T, head_dim] over `k`, `v` [B, H, slots, head_dim], giving [B, T, D].
+
+    `mask` [T, slots] is added to the scores.
+    """
+    B, _, T, _ = q.shape
+    if on_cpu():
+        scores = q @ k.swapaxes(2, 3) + mask
+        weights = 1 - decay(scores.max(axis=3, keepdims=True) - scores)
+        out = (weights @ v) / weights.sum(axis=3, keepdims=True)
+    else:
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask)
+    return out.swapaxes(1, 2).reshape(B, T, -1)
+
+
 class Block:
     """One transformer layer."""
 
@@ -65,7 +82,7 @@ class Block:
         self.norm2 = tensors[f"{prefix}.norm2.weight"], tensors[f"{prefix}.norm2.bias"]
         scale1 = tensors[f"{prefix}.layer_scale_1.scale"][:, None]
         scale2 = tensors[f"{prefix}.layer_scale_2.scale"][:, None]
-        self.in_proj = tensors[f"{prefix}.self_attn.in_proj_weight"]
+        self.in_proj = _scale_queries(tensors[f"{prefix}.self_attn.in_proj_weight"], num_heads)
         self.out_proj = scale1 * tensors[f"{prefix}.self_attn.out_proj.weight"]
         self.linear1 = tensors[f"{prefix}.linear1.weight"]
         self.linear2 = scale2 * tensors[f"{prefix}.linear2.weight"]
@@ -81,7 +98,13 @@ class Block:
         ring = mx.slice_update(ring, mx.concatenate([turned[1:], qkv[2:]]), slot, axes=[3])
         x = x + linear(attend(turned[0], ring[0], ring[1], mask), self.out_proj)
         hidden = linear(mx.fast.layer_norm(x, *self.norm2, _EPS), self.linear1)
-        return x + linear(hidden * (0.5 + 0.5 * mx.erf(hidden * math.sqrt(0.5))), self.linear2), ring
+        return x + linear(gelu(hidden), self.linear2), ring
+
+
+def _scale_queries(in_proj: mx.array, num_heads: int) -> mx.array:
+    width = in_proj.shape[1]
+    queries, others = mx.split(in_proj, [width])
+    return mx.concatenate([queries * (width // num_heads) ** -0.5, others])
 
 
 class Transformer:
@@ -109,7 +132,8 @@ class Transformer:
         if rings:
             slots = rings[0].shape[3]
             phases = self.rotary.phases(position + mx.arange(T, dtype=mx.int32))
-            mask = visible(position, T, slots, self.config.context)
+            seen = visible(position, T, slots, self.config.context)
+            mask = mx.where(seen, 0, _UNSEEN).astype(x.dtype)
             slot = position % slots
         following = []
         for block, ring in zip(self.blocks, rings, strict=True):
