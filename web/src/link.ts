@@ -76,10 +76,12 @@ export class Link {
   }
 
   private heard(event: ServerEvent): void {
-    if (event.type === "ready") {
-      this.session = event.session;
+    if (event.type === "ready" || event.type === "queued") {
       this.attempt = 0;
       this.broken = undefined;
+    }
+    if (event.type === "ready") {
+      this.session = event.session;
       this.startPings();
     } else if (event.type === "pong") {
       this.roundTrip = performance.now() - event.id;

@@ -23,7 +23,8 @@ function changed(state: State): void {
   view.state(state);
   if (state.name === "live") void listMicrophones();
   if (state.name === "over") {
-    ribbon.freeze();
+    if (conversation?.seconds) ribbon.freeze();
+    else ribbon.follow(undefined);
     mute(false);
     void wakeLock?.release().catch(() => {});
   }

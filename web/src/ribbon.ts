@@ -35,8 +35,13 @@ export class Ribbon {
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", restyle);
     new ResizeObserver(() => this.draw()).observe(canvas);
     restyle();
-    const loop = () => {
-      if (!document.hidden && (this.clock || !this.calm.matches)) this.draw();
+    let drawn = 0;
+    const loop = (now: number) => {
+      // 40 pictures a second are smooth enough, and leave a machine without a GPU its time for the sound.
+      if (now - drawn > 23 && (this.clock || !this.calm.matches)) {
+        drawn = now;
+        this.draw();
+      }
       requestAnimationFrame(loop);
     };
     requestAnimationFrame(loop);

@@ -37,6 +37,7 @@ export class View {
 
   state(state: State): void {
     document.body.dataset["state"] = state.name;
+    document.body.dataset["reason"] = state.name === "over" ? state.reason : "";
     const live = state.name === "live" || state.name === "reconnecting";
     byId<HTMLButtonElement>("mute").disabled = !live;
     byId("talk-text").textContent = { idle: "Start talking", over: "Start again" }[state.name as string] ?? (live ? "End" : "Cancel");
@@ -76,10 +77,12 @@ export class View {
   muted(muted: boolean): void {
     document.body.classList.toggle("muted", muted);
     byId("mute").setAttribute("aria-pressed", String(muted));
+    byId("mute").querySelector("span")!.textContent = muted ? "Muted" : "Mute";
     byId("mute").title = muted ? "Let Moshi hear you (M)" : "Mute the microphone (M)";
   }
 
   figures({ roundTrip, network, step, dropped, format }: Figures): void {
+    document.body.classList.toggle("measured", step !== undefined);
     const ms = (value: number | undefined) => (value === undefined ? "–" : `${Math.round(value)} ms`);
     byId("round-trip").textContent = ms(roundTrip);
     byId("step").textContent = ms(step);
@@ -103,6 +106,7 @@ export class View {
 
   clear(): void {
     this.entries.clear();
+    document.body.classList.remove("measured");
     this.list.replaceChildren();
   }
 
@@ -164,7 +168,7 @@ export class View {
       const half = Math.max(0.6, 12 * Math.max(...entry.peaks.slice(at, at + group)) ** 0.55);
       path += `M${2 + count * 4} ${(13 - half).toFixed(1)}v${(2 * half).toFixed(1)}`;
     }
-    paragraph.innerHTML = `<svg viewBox="0 0 ${count * 4} 26" width="${count * 4}" preserveAspectRatio="xMinYMid slice" aria-hidden="true"><path d="${path}"/></svg><span>You spoke for ${seconds} s</span>`;
+    paragraph.innerHTML = `<svg viewBox="0 0 ${count * 4} 26" width="${count * 4}" preserveAspectRatio="xMinYMid slice" aria-hidden="true"><path d="${path}"/></svg><span><span class="long">You spoke for </span>${seconds} s</span>`;
   }
 
   private item(entry: Entry): HTMLLIElement {
