@@ -1,0 +1,124 @@
+"""Where a live conversation's sound comes from and goes to: microphone and speaker, or a file for either."""
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .config import FRAME_RATE, FRAME_SIZE
+from .live_state import AudioStatus
+from .sound import Samples, WavWriter
+
+if TYPE_CHECKING:
+    from .audio_io import AudioIO
+
+
+class Finished(Exception):
+    """The sound that is heard has come to its end."""
+
+
+class FileEar:
+    """A sound file heard in real time, as if spoken into a microphone, then `tail` seconds of silence.
+
+    A conversation that stalls finds the file where it left it: nothing is lost, and nothing hurried.
+    """
+
+    def __init__(self, sound: Samples, tail: float) -> None:
+        frames = -(-len(sound) // FRAME_SIZE) + round(tail * FRAME_RATE)
+        self._frames = np.zeros((frames, FRAME_SIZE), np.float32)
+        self._frames.reshape(-1)[: len(sound)] = sound
+        self._next = 0
+        self._due = 0.0
+
+    def read(self, timeout: float) -> Samples | None:
+        """The next frame, once its 80 ms have passed."""
+        if self._next == len(self._frames):
+            raise Finished
+        now = time.monotonic()
+        if self._next == 0 or now > self._due + 1 / FRAME_RATE:
+            self._due = now + 1 / FRAME_RATE
+        time.sleep(min(max(self._due - now, 0.0), timeout))
+        if time.monotonic() < self._due:
+            return None
+        self._due += 1 / FRAME_RATE
+        self._next += 1
+        frame: Samples = self._frames[self._next - 1]
+        return frame
+
+
+class FileMouth:
+    """A WAV file in the speaker's place; user left and Moshi right where it is stereo."""
+
+    def __init__(self, writer: WavWriter) -> None:
+        self._writer = writer
+
+    def write(self, user: Samples, moshi: Samples) -> None:
+        """Append the frame."""
+        self._writer.write(moshi if self._writer.channels == 1 else np.stack([user, moshi], axis=1))
+
+
+class LiveSound:
+    """Both ends of a conversation: a device where no file is given.
+
+    Args:
+        device: the microphone, the speaker or both; None where both ends are files.
+        ear: what is heard in the microphone's place.
+        mouth: what keeps Moshi's sound in the speaker's place.
+    """
+
+    def __init__(
+        self, device: "AudioIO | None", ear: FileEar | None = None, mouth: FileMouth | None = None
+    ) -> None:
+        self._device = device
+        self._ear = ear
+        self._mouth = mouth
+
+    def read(self, timeout: float) -> Samples | None:
+        """The next frame that the user says, float32 [1920]; None where there was none for `timeout` seconds.
+
+        Raises:
+            Finished: the file has come to its end.
+        """
+        if self._ear:
+            return self._ear.read(timeout)
+        return self._device.read(timeout) if self._device else None
+
+    def write(self, user: Samples, moshi: Samples) -> None:
+        """Say `moshi`, float32 [1920], which answers `user`; doesn't wait."""
+        if self._mouth:
+            self._mouth.write(user, moshi)
+        elif self._device:
+            self._device.write(moshi)
+
+    def status(self) -> AudioStatus:
+        """What the devices say of themselves."""
+        status = AudioStatus()
+        if self._device:
+            stats = self._device.stats()
+            status = AudioStatus(
+                microphone=stats["input_device"] or "none",
+                speaker=stats["output_device"] or "none",
+                lag_ms=stats["lag_ms"],
+                dropped=stats["dropped_frames"],
+                underruns=stats["underruns"],
+                echo_db=stats["echo_db"],
+            )
+        if self._ear:
+            status.microphone = "a file"
+        if self._mouth:
+            status.speaker = "a file"
+        return status
+
+    def notices(self) -> list[str]:
+        """What happened to the devices since the last call, in sentences."""
+        return self._device.events() if self._device else []
+
+    def __enter__(self) -> "LiveSound":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._device:
+            self._device.close()
