@@ -318,7 +318,7 @@ class LMGen:
             top[0] = config.text_card
         if (codes > top).any() or (codes < UNGENERATED_TOKEN).any():
             raise InputError(f"{name} holds ids from {codes.min()} to {codes.max()}; expected -1 to {top.max()}.")
-        return mx.array(codes.astype(np.int32))
+        return mx.array(np.ascontiguousarray(codes, dtype=np.int32))
 
 
 def queue(outputs: dict[str, mx.array], state: Any) -> dict[str, mx.array]:

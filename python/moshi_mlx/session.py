@@ -98,7 +98,7 @@ class Session:
             InputError: `pcm` has another shape or isn't finite.
         """
         started = time.perf_counter()
-        sound = np.asarray(pcm, dtype=np.float32)
+        sound = np.ascontiguousarray(pcm, dtype=np.float32)
         if sound.shape != (FRAME_SIZE,):
             raise InputError(
                 f"pcm has shape {sound.shape}; expected [{FRAME_SIZE}] samples, a frame of 80 ms at 24 kHz."

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -79,7 +78,7 @@ class LMModel(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """Type of the activations."""
-        return cast(mx.Dtype, self.out_norm.weight.dtype)
+        return self.out_norm.weight.dtype
 
     def make_state(self, batch_size: int = 1) -> KVCache:
         """An empty KV cache for `batch_size` conversations in lockstep.
@@ -98,7 +97,7 @@ class LMModel(nn.Module):
         audio = tokens[:, 1:].swapaxes(1, 2)
         present = (audio >= 0).astype(self.dtype)[:, :, None]
         vectors = self.audio_emb(mx.maximum(audio, 0) + self._codebook_rows)
-        x = (present @ vectors)[:, :, 0] + embed(self.text_emb, tokens[:, 0])
+        x: mx.array = (present @ vectors)[:, :, 0] + embed(self.text_emb, tokens[:, 0])
         return x if condition is None else x + condition.astype(x.dtype)
 
     def forward_text(

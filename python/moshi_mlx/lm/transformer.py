@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..layers import Linear, RMSNorm, Rotary, attend, window_mask
+from ..layers import Linear, RMSNorm, Rotary, attend, compiled, window_mask
 
 
 def embed(table: nn.Embedding, tokens: mx.array) -> mx.array:
@@ -15,7 +15,7 @@ def embed(table: nn.Embedding, tokens: mx.array) -> mx.array:
     return mx.where(present, table(mx.maximum(tokens, 0)), 0)
 
 
-@mx.compile
+@compiled
 def _gate(x: mx.array) -> mx.array:
     gate, value = mx.split(x, 2, axis=-1)
     return gate * mx.sigmoid(gate) * value

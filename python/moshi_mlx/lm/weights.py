@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from ..config import LMConfig
 from ..errors import CheckpointError
+from ..layers import arrays_of
 from ..precision import Precision, choose_precision
 from .model import LMModel
 
