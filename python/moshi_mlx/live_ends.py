@@ -65,11 +65,17 @@ class LiveSound:
         device: the microphone, the speaker or both; None where both ends are files.
         ear: what is heard in the microphone's place.
         mouth: what keeps Moshi's sound in the speaker's place.
+        cancels: whether the device takes Moshi's echo out of what it hears.
     """
 
     def __init__(
-        self, device: "AudioIO | None", ear: FileEar | None = None, mouth: FileMouth | None = None
+        self,
+        device: "AudioIO | None",
+        ear: FileEar | None = None,
+        mouth: FileMouth | None = None,
+        cancels: bool = False,
     ) -> None:
+        self._cancels = cancels and not ear and not mouth
         self._device = device
         self._ear = ear
         self._mouth = mouth
@@ -82,7 +88,10 @@ class LiveSound:
         """
         if self._ear:
             return self._ear.read(timeout)
-        return self._device.read(timeout) if self._device else None
+        try:
+            return self._device.read(timeout) if self._device else None
+        except TimeoutError:
+            return None
 
     def write(self, user: Samples, moshi: Samples) -> None:
         """Say `moshi`, float32 [1920], which answers `user`; doesn't wait."""
@@ -101,8 +110,8 @@ class LiveSound:
                 speaker=stats["output_device"] or "none",
                 lag_ms=stats["lag_ms"],
                 dropped=stats["dropped_frames"],
-                underruns=stats["underruns"],
-                echo_db=stats["echo_db"],
+                underruns=stats["output_underruns"],
+                echo_db=stats["echo_reduction_db"] if self._cancels else None,
             )
         if self._ear:
             status.microphone = "a file"
@@ -112,7 +121,7 @@ class LiveSound:
 
     def notices(self) -> list[str]:
         """What happened to the devices since the last call, in sentences."""
-        return self._device.events() if self._device else []
+        return [event["message"] for event in self._device.events()] if self._device else []
 
     def __enter__(self) -> "LiveSound":
         return self

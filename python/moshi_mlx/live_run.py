@@ -1,0 +1,116 @@
+"""The command without files: load, warm up, open microphone and speaker, converse until told to stop."""
+
+import argparse
+import gc
+from contextlib import ExitStack
+
+from rich.console import Console
+
+from .conversation import Conversation
+from .devices import Choice, chosen, devices_table, try_devices
+from .errors import InputError
+from .files import STDOUT, ResultFile
+from .interrupt import StopRequest
+from .keys import Keys
+from .live_ends import FileEar, FileMouth, Finished, LiveSound
+from .live_screen import LiveScreen, figures
+from .live_state import LiveState, clock
+from .measures import memory_line
+from .moshi import Moshi
+from .options import load_model, sampling, warm_up
+from .recording import Recording
+from .session import Session
+from .sound import Samples, WavWriter, load_sound, need_extension
+from .trace import Trace
+
+
+def converse_live(args: argparse.Namespace) -> int:
+    """The command with a microphone, a speaker or both; returns its exit code.
+
+    Raises:
+        MoshiError: as its parts, before the conversation begins; afterwards what goes wrong is told on the screen.
+    """
+    if STDOUT in (args.input, args.output, args.transcript):
+        raise InputError("Pipes need both --input and --output; with a microphone or speaker, name a file.")
+    need_extension()
+    console = Console(stderr=True)
+    devices = chosen(args)
+    try_devices(devices)
+    heard = None if args.input is None else load_sound(args.input)
+    with ExitStack() as results:
+        writer = WavWriter(args.output, channels=2 if args.stereo else 1) if args.output else None
+        if writer:
+            results.enter_context(writer)
+        said = results.enter_context(ResultFile(args.transcript)) if args.transcript else None
+        recording = results.enter_context(Recording(args.record)) if args.record else None
+        trace = results.enter_context(Trace(args.trace)) if args.trace else None
+        moshi = load_model(args, console)
+        session = begin(moshi, args, console)
+        state = LiveState(model=moshi.name)
+        with StopRequest() as stop, open_ends(args, devices, heard, writer) as sound:
+            screen = LiveScreen(state, console)
+            conversation = Conversation(session, sound, screen, recording, trace)
+            with Keys() as keys, screen:
+                run(conversation, sound, keys, stop, args.steps)
+        if said:
+            about = {"model": moshi.name, "seed": session.seed, "dropped": session.dropped}
+            said.write(conversation.transcript.to_json(**about))
+    summary(state, console)
+    written = [name for name in (args.output, args.record, args.transcript, args.trace) if name]
+    if written:
+        console.print(f"written: {' and '.join(written)}", highlight=False)
+    return 0
+
+
+def begin(moshi: Moshi, args: argparse.Namespace, console: Console) -> Session:
+    """Warm the model up and begin a session, or continue the one that --resume names."""
+    settings = {"profile": bool(args.trace), **sampling(args)}
+    warm_up(moshi, console, **settings)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: no collection during the conversation looks through it again
+    if args.resume:
+        return moshi.resume(args.resume, profile=bool(args.trace))
+    return moshi.session(seed=args.seed, **settings)
+
+
+def open_ends(
+    args: argparse.Namespace, devices: dict[str, Choice], heard: Samples | None, writer: WavWriter | None
+) -> LiveSound:
+    """Open microphone and speaker, or the file for either.
+
+    Raises:
+        DeviceError: a device is missing, busy or refused.
+    """
+    from .audio_io import AudioIO
+
+    device = AudioIO(**devices, echo_cancel=not args.no_echo_cancel, max_lag_ms=args.max_lag)
+    ear = None if heard is None else FileEar(heard, args.tail)
+    mouth = FileMouth(writer) if writer else None
+    return LiveSound(device, ear, mouth, cancels=not args.no_echo_cancel)
+
+
+def run(conversation: Conversation, sound: LiveSound, keys: Keys, stop: StopRequest, steps: int | None) -> None:
+    """Turn by turn until the user or the sound comes to an end, or `steps` are done."""
+    try:
+        while not (stop.requested or conversation.quitting):
+            conversation.press(keys.pressed())
+            conversation.turn()
+            if steps is not None and conversation.steps >= steps:
+                break
+    except Finished:
+        pass
+
+
+def summary(state: LiveState, console: Console) -> None:
+    """Print what the conversation was like."""
+    console.print(f"{clock(state.elapsed)} · {state.steps} steps · " + " · ".join(text for text, _ in figures(state)))
+    console.print(memory_line(), highlight=False)
+
+
+def list_devices() -> int:
+    """Print the microphones and speakers that there are."""
+    need_extension()
+    from . import audio_io
+
+    Console().print(devices_table(audio_io.list_devices()))
+    return 0
