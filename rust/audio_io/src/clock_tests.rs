@@ -154,7 +154,8 @@ fn an_hour_at(ppm: f64, rate: u32, block: usize, with_reference: bool) {
     assert_eq!(sim.writer.lost(), 0, "overruns");
     let within = 0.080;
     assert!(
-        (sim.level.0 - sim.writer.set_point()).abs() < within && sim.level.1 - sim.writer.set_point() < within,
+        (sim.level.0 - sim.writer.set_point()).abs() < within
+            && sim.level.1 - sim.writer.set_point() < within,
         "the level went {:?} s away from its set point",
         sim.level
     );

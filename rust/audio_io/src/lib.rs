@@ -1,15 +1,21 @@
 //! Sound in and out for a full-duplex voice model. The core knows nothing of Python; the bindings are below `python`.
 
 pub mod capture;
+pub mod devices;
 pub mod drift;
+pub mod ends;
+pub mod engine;
 pub mod fade;
 pub mod frame;
+pub mod line;
 pub mod meter;
 pub mod playback;
 pub mod playback_callback;
 pub mod reference;
 pub mod resample;
 pub mod sound_file;
+pub mod stats;
+pub mod stream;
 
 #[cfg(feature = "python")]
 mod python;

@@ -1,0 +1,246 @@
+//! One side of the conversation, microphone or speaker, kept alive: opened, watched, and rebuilt on what is there.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use cpal::Host;
+
+use crate::devices::{self, Chosen, DeviceFault, Direction, Selection};
+use crate::stream::Running;
+
+/// Callbacks that stay away this long mean that the device is gone, even if nobody says so.
+const SILENT_DEVICE_NS: u64 = 1_000_000_000;
+/// A stream may take this long to begin.
+const START_NS: u64 = 3_000_000_000;
+/// How often the choice of device is looked at again.
+const LOOK_NS: u64 = 1_000_000_000;
+/// First wait before trying again; doubles up to the last.
+const FIRST_WAIT_NS: u64 = 100_000_000;
+const LAST_WAIT_NS: u64 = 5_000_000_000;
+
+/// Makes the list of sound systems anew: a connection to a server that was restarted is of no use.
+pub type HostMaker = Arc<dyn Fn() -> Vec<Host> + Send + Sync>;
+
+/// Something to tell the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// `"lost"`, `"rebuilt"`, `"moved"` or `"hint"`.
+    pub kind: &'static str,
+    /// Which side.
+    pub direction: Direction,
+    /// A sentence.
+    pub message: String,
+}
+
+/// What a line needs to open its kind of stream; `install` hands over the halves that the engine uses.
+pub trait Socket {
+    /// Starts a stream on `chosen` and hands its other half to the engine.
+    ///
+    /// # Errors
+    /// A `DeviceFault` when the device refuses.
+    fn open(&self, chosen: &Chosen, epoch: Instant) -> Result<Running, DeviceFault>;
+    /// Takes the other half away from the engine.
+    fn close(&self);
+    /// When the callback ran last, in nanoseconds of the engine's clock; 0 if never.
+    fn last_callback_ns(&self) -> u64;
+}
+
+struct Open {
+    running: Running,
+    name: String,
+    key: String,
+    host: String,
+    since_ns: u64,
+    moves: u64,
+}
+
+/// One side and what became of it.
+pub struct Line<S> {
+    direction: Direction,
+    selection: Selection,
+    socket: S,
+    epoch: Instant,
+    hosts: Vec<Host>,
+    make_hosts: HostMaker,
+    open: Option<Open>,
+    attempts: u32,
+    next_try_ns: u64,
+    next_look_ns: u64,
+    rebuilds: u64,
+    xruns: u64,
+}
+
+/// What is shown about a line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LineStatus {
+    /// The device in use; empty while there is none.
+    pub name: String,
+    /// Its sound system.
+    pub host: String,
+    /// Its rate.
+    pub rate: u32,
+    /// Its channels.
+    pub channels: u16,
+    /// Times that the stream was built again.
+    pub rebuilds: u64,
+    /// Losses that the sound system noticed.
+    pub xruns: u64,
+}
+
+impl<S: Socket> Line<S> {
+    /// A line that is not open yet.
+    pub fn new(
+        direction: Direction,
+        selection: Selection,
+        socket: S,
+        make_hosts: HostMaker,
+        epoch: Instant,
+    ) -> Self {
+        Self {
+            direction,
+            selection,
+            socket,
+            epoch,
+            hosts: Vec::new(),
+            make_hosts,
+            open: None,
+            attempts: 0,
+            next_try_ns: 0,
+            next_look_ns: 0,
+            rebuilds: 0,
+            xruns: 0,
+        }
+    }
+
+    /// Opens the device that was asked for, for the first time.
+    ///
+    /// # Errors
+    /// A `DeviceFault` when there is none or it refuses.
+    pub fn start(&mut self, now_ns: u64) -> Result<(), DeviceFault> {
+        if self.selection == Selection::Off {
+            return Ok(());
+        }
+        self.hosts = (self.make_hosts)();
+        let chosen = devices::choose(&self.hosts, &self.selection, self.direction)?;
+        self.install(&chosen, now_ns)
+    }
+
+    fn install(&mut self, chosen: &Chosen, now_ns: u64) -> Result<(), DeviceFault> {
+        let running = self.socket.open(chosen, self.epoch)?;
+        self.open = Some(Open {
+            running,
+            name: chosen.name.clone(),
+            key: chosen.key.clone(),
+            host: chosen.host.clone(),
+            since_ns: now_ns,
+            moves: 0,
+        });
+        self.next_look_ns = now_ns + LOOK_NS;
+        Ok(())
+    }
+
+    /// Looks after the line; gives what the user should know.
+    pub fn tick(&mut self, now_ns: u64) -> Option<Event> {
+        if self.selection == Selection::Off {
+            return None;
+        }
+        if self.open.is_some() {
+            if let Some(reason) = self.fault(now_ns) {
+                return Some(self.lose(&reason, now_ns));
+            }
+            return self.moved();
+        }
+        if now_ns >= self.next_try_ns { self.retry(now_ns) } else { None }
+    }
+
+    /// Why the open stream can't go on, if so.
+    fn fault(&mut self, now_ns: u64) -> Option<String> {
+        let open = self.open.as_ref()?;
+        let state = &open.running.state;
+        if state.broken.load(Ordering::Acquire) {
+            let reason = state.reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            return Some(reason.unwrap_or_else(|| "the sound system ended the stream".into()));
+        }
+        let last = self.socket.last_callback_ns();
+        let patience = if last == 0 { START_NS } else { SILENT_DEVICE_NS };
+        if now_ns.saturating_sub(last.max(open.since_ns)) > patience {
+            return Some("it has stopped responding".into());
+        }
+        if now_ns < self.next_look_ns {
+            return None;
+        }
+        self.next_look_ns = now_ns + LOOK_NS;
+        // A device asked for by name may be away: then its replacement is kept until it comes back.
+        let wanted = devices::choose(&self.hosts, &self.selection, self.direction).ok()?;
+        (wanted.key != open.key).then(|| format!("{} is to be used now", wanted.name))
+    }
+
+    fn moved(&mut self) -> Option<Event> {
+        let open = self.open.as_mut()?;
+        let moves = open.running.state.moves.get();
+        if moves == open.moves {
+            return None;
+        }
+        open.moves = moves;
+        let noun = self.direction.noun();
+        let message = format!("the system moved the {noun} to another device");
+        Some(Event { kind: "moved", direction: self.direction, message })
+    }
+
+    fn lose(&mut self, reason: &str, now_ns: u64) -> Event {
+        let name = self.open.as_ref().map(|open| open.name.clone()).unwrap_or_default();
+        self.stop();
+        self.attempts = 0;
+        self.next_try_ns = now_ns;
+        let message = format!("{} {name} was lost ({reason}); looking for one", self.direction.noun());
+        Event { kind: "lost", direction: self.direction, message }
+    }
+
+    fn retry(&mut self, now_ns: u64) -> Option<Event> {
+        self.hosts = (self.make_hosts)();
+        let chosen = devices::choose(&self.hosts, &self.selection, self.direction)
+            .or_else(|_| devices::choose(&self.hosts, &Selection::Default, self.direction));
+        let result = chosen.and_then(|chosen| self.install(&chosen, now_ns).map(|()| chosen.name));
+        match result {
+            Ok(name) => {
+                self.rebuilds += 1;
+                self.attempts = 0;
+                let message = format!("{} is now {name}", self.direction.noun());
+                Some(Event { kind: "rebuilt", direction: self.direction, message })
+            }
+            Err(fault) => {
+                let wait = (FIRST_WAIT_NS << self.attempts.min(6)).min(LAST_WAIT_NS);
+                self.attempts += 1;
+                self.next_try_ns = now_ns + wait;
+                // Said once, not at every attempt.
+                (self.attempts == 5).then(|| Event {
+                    kind: "lost",
+                    direction: self.direction,
+                    message: fault.to_string(),
+                })
+            }
+        }
+    }
+
+    /// Closes the stream.
+    pub fn stop(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.xruns += open.running.state.xruns.get();
+            self.socket.close();
+        }
+    }
+
+    /// What to show about it.
+    pub fn status(&self) -> LineStatus {
+        let mut status = LineStatus { rebuilds: self.rebuilds, xruns: self.xruns, ..LineStatus::default() };
+        if let Some(open) = &self.open {
+            status.name.clone_from(&open.name);
+            status.host.clone_from(&open.host);
+            status.rate = open.running.rate;
+            status.channels = open.running.channels;
+            status.xruns += open.running.state.xruns.get();
+        }
+        status
+    }
+}
