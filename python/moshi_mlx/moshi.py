@@ -151,6 +151,7 @@ def load(
     tokenizer: str | Path | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    download_bar: type | None = None,
 ) -> Moshi:
     """Load a model.
 
@@ -162,6 +163,7 @@ def load(
         moshi_weight, mimi_weight, tokenizer: files to use instead of those of `where`.
         seed: of `untrained`'s weights.
         progress: called with tensors done and in all, while quantizing.
+        download_bar: a class with tqdm's interface that shows downloads, such as `download_bar.DownloadBar`.
 
     Raises:
         CheckpointError: a file is missing or damaged, or isn't the model that it should be.
@@ -171,7 +173,7 @@ def load(
         from .untrained import make_untrained
 
         return make_untrained(seed)
-    files = resolve(where, moshi_weight, mimi_weight, tokenizer)
+    files = resolve(where, moshi_weight, mimi_weight, tokenizer, progress=download_bar)
     config = files.lm_config
     tensors, quantization = load_lm_tensors(files.need("lm"), config, quantize, progress)
     lm = build(config, tensors, quantization)

@@ -75,16 +75,19 @@ def load_model(args: argparse.Namespace, console: "Console") -> "Moshi":
     """
     from rich.progress import Progress
 
+    from .download_bar import DownloadBar
     from .moshi import load
 
     name = model_name(args)
     console.print(f"Loading {name} ...", style="dim", highlight=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-        bar = bars.add_task("Quantizing", total=None, visible=False)
+    bars = Progress(console=console, transient=True, disable=not console.is_terminal)
+    bar = bars.add_task("Quantizing", total=None)
 
-        def quantizing(done: int, total: int) -> None:
-            bars.update(bar, completed=done, total=total, visible=True)
+    def quantizing(done: int, total: int) -> None:
+        bars.start()  # only now: the downloads before it draw bars of their own
+        bars.update(bar, completed=done, total=total)
 
+    try:
         moshi = load(
             name,
             quantize=args.quantized,
@@ -93,7 +96,10 @@ def load_model(args: argparse.Namespace, console: "Console") -> "Moshi":
             tokenizer=args.tokenizer,
             seed=args.seed or 0,
             progress=quantizing,
+            download_bar=DownloadBar,
         )
+    finally:
+        bars.stop()
     if name == "untrained":
         console.print("This model is untrained, made of random numbers: it makes noise.", style="yellow")
     return moshi
