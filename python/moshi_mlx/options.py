@@ -102,6 +102,8 @@ def load_model(args: argparse.Namespace, console: "Console") -> "Moshi":
         bars.stop()
     if name == "untrained":
         console.print("This model is untrained, made of random numbers: it makes noise.", style="yellow")
+        if args.quantized:
+            console.print("It is too small to be quantized: -q changes nothing.", style="yellow", highlight=False)
     return moshi
 
 
