@@ -1,0 +1,58 @@
+"""`python -m moshi_mlx.train lm CONFIG`: train a language model on a rendered corpus."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ..errors import MoshiError
+from .config import Config
+from .export import export
+from .lm import Trainer
+from .progress import Progress
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m moshi_mlx.train", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    lm = commands.add_parser("lm", help="train the language model, going on where a run stopped")
+    lm.add_argument("config", type=Path, help="training configuration (moshi_mlx/nano/train.yaml is one)")
+    lm.add_argument("--work", type=Path, help="folder of corpus and checkpoints, instead of the configured one")
+    lm.add_argument("--steps", type=int, help="length of the run, instead of the configured one")
+    lm.add_argument("--init", type=Path, help="start from this checkpoint folder's weights")
+    lm.add_argument("--out", type=Path, help="write the model, complete with codec and tokenizer, into this folder")
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        _train(options, console)
+    except MoshiError as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.print("Stopped; the same command goes on from the last checkpoint.")
+        return 130
+    return 0
+
+
+def _train(options: argparse.Namespace, console: Console) -> None:
+    config = Config.load(options.config, options.work)
+    if options.steps:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=options.steps))
+    trainer = Trainer(config, options.init)
+    if trainer.resume():
+        console.print(f"going on from step {trainer.step}")
+    with Progress(config.work, config.train.steps, console) as progress:
+        trainer.run(progress)
+    out = options.out or config.work / "model"
+    export(trainer, out)
+    console.print(f"model in {out}; make it smaller with: python -m moshi_mlx.quantize {out} FOLDER --bits 8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

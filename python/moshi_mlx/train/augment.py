@@ -1,0 +1,42 @@
+"""What a microphone adds to a voice: level, noise, a room, an echo of the loudspeaker."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..config import SAMPLE_RATE
+
+
+def noise(rng: np.random.Generator, samples: int, colour: float) -> np.ndarray:
+    """Noise of unit power whose spectrum falls as 1 / f**colour: 0 white, 1 pink, 2 brown."""
+    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    frequencies = np.maximum(np.fft.rfftfreq(samples, 1 / SAMPLE_RATE), 40.0)
+    shaped = np.fft.irfft(spectrum * frequencies ** (-colour / 2), samples)
+    return (shaped / max(float(shaped.std()), 1e-9)).astype(np.float32)
+
+
+def power(sound: np.ndarray) -> float:
+    """Mean square of the parts where something is to be heard."""
+    loud = sound[np.abs(sound) > 0.02 * np.abs(sound).max(initial=0)]
+    return float(np.mean(loud**2)) if len(loud) else 0.0
+
+
+def add_noise(sound: np.ndarray, background: np.ndarray, snr_db: float) -> np.ndarray:
+    """Mix `background` (unit power) under `sound` at a signal-to-noise ratio."""
+    level = np.sqrt(power(sound) / 10 ** (snr_db / 10))
+    return sound + background[: len(sound)] * np.float32(level)
+
+
+def room(rng: np.random.Generator, sound: np.ndarray, seconds: float) -> np.ndarray:
+    """Let `sound` ring in a room: noise that decays by 60 dB in `seconds` (RT60), the direct sound before it."""
+    length = int(seconds * SAMPLE_RATE)
+    tail = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
+    response = np.concatenate([[1.0], np.zeros(int(rng.uniform(0.002, 0.01) * SAMPLE_RATE)), 0.04 * tail])
+    size = len(sound) + len(response)
+    wet = np.fft.irfft(np.fft.rfft(sound, size) * np.fft.rfft(response, size), size)[: len(sound)]
+    return (wet * (np.abs(sound).max() / max(float(np.abs(wet).max()), 1e-6))).astype(np.float32)
+
+
+def gain(sound: np.ndarray, db: float) -> np.ndarray:
+    """Change the level, clipped as a sound card would."""
+    return np.asarray(np.clip(sound * np.float32(10 ** (db / 20)), -1.0, 1.0), dtype=np.float32)

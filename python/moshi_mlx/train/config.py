@@ -1,0 +1,173 @@
+"""A training configuration: one YAML file with the script, the voices, the codec, the model's shape, the schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is rendered. Voices are `engine:name`; naming one twice makes it twice as frequent.
+
+    Attributes:
+        voice: Moshi's.
+        voices: users to train on.
+        held_out_voices: users kept for evaluation.
+        renderings: of each wording line of an intent.
+        follow_up_renderings: of each wording line of a follow-up, and of each backchannel.
+        out_of_domain_renderings: of each wording line of the out-of-domain questions.
+        pauses: share of the renderings with a pause inside.
+        noisy: share of the renderings with noise.
+        rooms: share of the renderings in a room.
+        backgrounds: stretches of silence and noise, 20 s each.
+        judge: package with faster-whisper weights for word times; none estimates them from the letters.
+        text_card: size of the text vocabulary.
+        shard: utterances in one file of the corpus.
+    """
+
+    voice: str
+    voices: tuple[str, ...]
+    held_out_voices: tuple[str, ...]
+    renderings: int = 10
+    follow_up_renderings: int = 24
+    out_of_domain_renderings: int = 24
+    pauses: float = 0.12
+    noisy: float = 0.35
+    rooms: float = 0.2
+    backgrounds: int = 40
+    judge: str | None = None
+    text_card: int = 1024
+    shard: int = 256
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """How utterances become conversations; times in frames of 80 ms, ranges inclusive.
+
+    Attributes:
+        frames: length of a conversation.
+        window: length of the part of it that a training step sees; half of them start with the conversation, the
+            others where a later question does.
+        answer_gap: from the end of a question to Moshi's answer.
+        stop_gap: from the start of an interruption to Moshi's silence.
+        turn_gap: from the end of an answer to the next question.
+        interruptions: share of answers that the user interrupts.
+        backchannels: share of answers during which the user says "mm-hm".
+        follow_ups: share of turns that refer to the turn before, where one can.
+        out_of_domain: share of turns out of domain.
+        echoes: share of conversations in which the microphone hears Moshi.
+        wrong_codes: share of the user's codes replaced by random ones.
+        user_codebooks: codebooks of the user that the model hears; the rest is -1.
+    """
+
+    frames: int = 250
+    window: int = 250
+    answer_gap: tuple[int, int] = (2, 3)
+    stop_gap: tuple[int, int] = (3, 4)
+    turn_gap: tuple[int, int] = (3, 16)
+    interruptions: float = 0.1
+    backchannels: float = 0.1
+    follow_ups: float = 0.5
+    out_of_domain: float = 0.08
+    echoes: float = 0.15
+    wrong_codes: float = 0.06
+    user_codebooks: int = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimization of the language model.
+
+    Attributes:
+        steps: in all.
+        batch: conversations per step.
+        rate: peak learning rate, after `warmup` steps, then a cosine down to `final_rate` of it.
+        decay: weight decay.
+        clip: largest gradient norm.
+        ema: decay of the averaged weights that are evaluated and exported.
+        depth_frames: frames per step on which the depth transformer is trained.
+        silent_share: share of those taken from Moshi's silence.
+        weights: of the losses, by name.
+        evaluate: steps between evaluations.
+        save: steps between checkpoints.
+        seed: of everything random.
+    """
+
+    steps: int = 3000
+    batch: int = 8
+    rate: float = 1e-3
+    warmup: int = 100
+    final_rate: float = 0.02
+    decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    ema: float = 0.998
+    depth_frames: int = 384
+    silent_share: float = 0.15
+    weights: Mapping[str, float] = field(default_factory=dict)
+    evaluate: int = 250
+    save: int = 100
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a training run needs; relative paths are the configuration file's neighbours.
+
+    Attributes:
+        script: what is talked about.
+        codec: folder or file of the codec.
+        work: where the corpus and the checkpoints go.
+        model: keys of the language model's `config.json`.
+    """
+
+    script: Path
+    codec: Path
+    work: Path
+    data: DataConfig
+    mix: MixConfig
+    train: TrainConfig
+    model: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path, work: str | Path | None = None) -> Config:
+        """Read a configuration file.
+
+        Raises:
+            ConfigError: unreadable, or a key is missing or unknown.
+        """
+        import yaml
+
+        path = Path(path)
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} can't be read as YAML: {error}") from error
+        try:
+            return cls(
+                script=path.parent / content["script"],
+                codec=path.parent / content["codec"],
+                work=Path(work) if work else path.parent / content["work"],
+                data=_section(DataConfig, content["data"]),
+                mix=_section(MixConfig, content.get("mix") or {}),
+                train=_section(TrainConfig, content.get("train") or {}),
+                model=content["model"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: {error}. See moshi_mlx/nano/train.yaml for a configuration.") from error
+
+
+def _section(kind: type[T], values: Mapping[str, Any]) -> T:
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = set(values) - known
+    if unknown:
+        raise KeyError(f"unknown {', '.join(sorted(unknown))} (known: {', '.join(sorted(known))})")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,301 @@
+"""Conversations of two channels of codes, made of rendered utterances while training.
+
+A conversation is drawn turn by turn: a question, an answer a moment later, perhaps an interruption or a "mm-hm" in
+between, a reference to the turn before, or silence.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import FRAME_RATE
+from ..lm.model import ZERO_TOKEN
+from ..text import TextTokenizer
+from .config import MixConfig
+from .corpus import Utterance
+from .render import ANSWER_LEAD
+from .script import OUT_OF_DOMAIN, Intent, Script
+
+PADDING = 3
+END_OF_PADDING = 0
+
+# A heard word is asked for this many frames after it began: what is being said must be heard before it is known.
+HEARD_LAG = 3
+
+
+@dataclass
+class Conversation:
+    """One training example of T frames.
+
+    Attributes:
+        text: Moshi's text stream, int32 [T].
+        moshi: Moshi's codes, int32 [K, T].
+        user: the user's, int32 [K, T]; -1 where not given to the model.
+        heard: number of the user's word being heard, int32 [T], 0 for none.
+        speaking: whether Moshi speaks, bool [T].
+        turns: what was asked and when: (frame of the question's end, intent, expected answer).
+        openings: frames in which both are silent and a question follows.
+    """
+
+    text: np.ndarray
+    moshi: np.ndarray
+    user: np.ndarray
+    heard: np.ndarray
+    speaking: np.ndarray
+    turns: list[tuple[int, str, str]]
+    openings: list[int]
+
+    @property
+    def codes(self) -> np.ndarray:
+        """All streams as the model takes them, int32 [1 + 2 K, T]."""
+        return np.concatenate([self.text[None], self.moshi, self.user])
+
+
+class Answer:
+    """One of Moshi's answers: its codes and where its text tokens stand."""
+
+    def __init__(self, utterance: Utterance, tokenizer: TextTokenizer):
+        first = ANSWER_LEAD - 1
+        self.codes = utterance.codes[:, first:].astype(np.int32)
+        self.text = place_words(utterance, tokenizer, self.codes.shape[1], first)
+        self.speech_end = utterance.end_frame - first
+
+
+def place_words(utterance: Utterance, tokenizer: TextTokenizer, frames: int, first: int) -> np.ndarray:
+    """The text stream of an utterance: each word's tokens from the frame in which it starts, a mark before it.
+
+    Words whose tokens need more frames than they last push the following ones back.
+
+    Returns:
+        int32 [frames].
+    """
+    text = np.full(frames, PADDING, dtype=np.int32)
+    position = 0
+    for word, start in utterance.words:
+        tokens = tokenizer.encode(word)
+        position = max(position, round(start * FRAME_RATE) - first)
+        if 0 < position <= frames and text[position - 1] == PADDING:
+            text[position - 1] = END_OF_PADDING
+        for token in tokens:
+            if position < frames:
+                text[position] = token
+            position += 1
+    return text
+
+
+class Mixer:
+    """Draws conversations from a corpus.
+
+    Args:
+        script: what belongs to what.
+        utterances: the corpus.
+        tokenizer: of the text stream.
+        config: how conversations go.
+        split: of the user's utterances: `train`, `known` or `held_out`.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        utterances: Sequence[Utterance],
+        tokenizer: TextTokenizer,
+        config: MixConfig,
+        split: str = "train",
+    ):
+        self.script = script
+        self.config = config
+        self.split = split
+        self.answers = {u.text: Answer(u, tokenizer) for u in utterances if u.group == "answers"}
+        self.vocabulary = heard_vocabulary(script)
+        self._said: dict[tuple[str, str], list[Utterance]] = defaultdict(list)
+        for u in utterances:
+            if u.split == split or u.group in ("backchannels", "backgrounds", "echoes"):
+                self._said[u.group, u.name].append(u)
+        self._backgrounds = [u for (group, _), us in sorted(self._said.items()) if group == "backgrounds" for u in us]
+        self._backchannels = [u for (group, _), us in sorted(self._said.items()) if group == "backchannels" for u in us]
+        self._asked = [i for i in script.intents.values() if self._said["intents", i.name]]
+        silence = next(iter(self.answers.values())).codes[:, -1]
+        self._silence = silence.astype(np.int32)
+
+    @property
+    def silence(self) -> np.ndarray:
+        """The codes of Moshi's silence, int32 [K]."""
+        return self._silence
+
+    def draw(self, rng: random.Random) -> Conversation:
+        """A conversation of the configured length."""
+        frames = self.config.frames
+        K = len(self._silence)
+        talk = _Talk(
+            Conversation(
+                np.full(frames, PADDING, np.int32),
+                np.repeat(self._silence[:, None], frames, axis=1),
+                self._background(rng, frames),
+                np.zeros(frames, np.int32),
+                np.zeros(frames, bool),
+                [],
+                [],
+            ),
+            rng,
+            self,
+            echo=rng.random() < self.config.echoes,
+        )
+        position = rng.randint(1, 14)
+        while position < frames - 12:
+            position = talk.turn(position)
+        example = talk.conversation
+        wrong = np.random.default_rng(rng.getrandbits(32))
+        swap = wrong.random((K, frames)) < self.config.wrong_codes
+        example.user[swap] = wrong.integers(0, 1 + int(self.answers_max()), int(swap.sum()))
+        example.user[self.config.user_codebooks :] = ZERO_TOKEN
+        return example
+
+    def answers_max(self) -> int:
+        """The highest code that occurs in Moshi's answers."""
+        return max(int(a.codes.max()) for a in self.answers.values())
+
+    def utterance(self, group: str, name: str, rng: random.Random) -> Utterance | None:
+        """A rendering of something, None where the corpus has none."""
+        found = self._said.get((group, name))
+        return rng.choice(found) if found else None
+
+    def question(self, rng: random.Random, last: Intent | None, answer: str | None) -> tuple[Utterance, Intent, str]:
+        """What the user says next, the intent the answer belongs to, and the answer."""
+        config, script = self.config, self.script
+        if last is not None and answer is not None and rng.random() < config.follow_ups * 0.4:
+            kinds = ["again"]
+            if last.yours:
+                kinds += ["yours"] * 3
+            if last.another:
+                kinds += ["another"] * 3
+            kind = rng.choice(kinds)
+            said = self.utterance("follow_ups", kind, rng)
+            if said is not None:
+                if kind == "again":
+                    return said, last, answer
+                if kind == "yours":
+                    intent = script.intents[str(last.yours)]
+                    return said, intent, intent.answers[0]
+                following = last.answers[(last.answers.index(answer) + 1) % len(last.answers)]
+                return said, last, following
+        if rng.random() < config.out_of_domain:
+            said = self.utterance(OUT_OF_DOMAIN, OUT_OF_DOMAIN, rng)
+            if said is not None:
+                return said, script.out_of_domain, rng.choice(script.out_of_domain.answers)
+        # Intents that something can refer back to come up more often.
+        intent = rng.choice(self._asked)
+        if not (intent.yours or intent.another) and rng.random() < 0.15:
+            intent = rng.choice(self._asked)
+        said = self.utterance("intents", intent.name, rng)
+        assert said is not None
+        return said, intent, rng.choice(intent.answers)
+
+    def backchannel(self, rng: random.Random) -> Utterance | None:
+        """A "mm-hm"."""
+        return rng.choice(self._backchannels) if self._backchannels else None
+
+    def _background(self, rng: random.Random, frames: int) -> np.ndarray:
+        if not self._backgrounds:
+            return np.repeat(self._silence[:, None], frames, axis=1)
+        codes = rng.choice(self._backgrounds).codes.astype(np.int32)
+        # Beyond its start, which only a stream's first frames sound like, a background can begin anywhere.
+        first = 0 if rng.random() < 0.5 else rng.randrange(codes.shape[1] // 2)
+        repeated = np.concatenate([codes[:, first:], *[codes[:, 20:]] * (1 + frames // (codes.shape[1] - 20))], axis=1)
+        return repeated[:, :frames].copy()
+
+
+class _Talk:
+    """A conversation being made, turn by turn."""
+
+    def __init__(self, conversation: Conversation, rng: random.Random, mixer: Mixer, echo: bool):
+        self.conversation = conversation
+        self.rng = rng
+        self.mixer = mixer
+        self.echo = echo
+        self.last: Intent | None = None
+        self.answer: str | None = None
+
+    def turn(self, position: int) -> int:
+        """Put a question at `position` and all that follows from it; returns where the next turn may start."""
+        rng, config = self.rng, self.mixer.config
+        if rng.random() < 0.05:
+            backchannel = self.mixer.backchannel(rng)
+            return position + rng.randint(10, 50) if backchannel is None else self._hear(backchannel, position) + 6
+        self.conversation.openings.append(max(0, position - rng.randint(4, 8)))
+        interrupting = True
+        while interrupting:
+            said, intent, answer = self.mixer.question(rng, self.last, self.answer)
+            end = self._hear(said, position)
+            self.conversation.turns.append((end, intent.name, answer))
+            start = end + rng.randint(*config.answer_gap)
+            length = self.mixer.answers[answer].speech_end
+            self.last, self.answer = intent, answer
+            interrupting = length > 14 and rng.random() < config.interruptions * 1.5
+            stop = None
+            if interrupting:
+                position = start + rng.randint(5, length - 4)
+                stop = position + rng.randint(*config.stop_gap)
+            elif length > 12 and rng.random() < config.backchannels * 1.5:
+                backchannel = self.mixer.backchannel(rng)
+                if backchannel is not None:
+                    self._hear(backchannel, start + rng.randint(3, length - 6))
+            self._speak(answer, start, stop)
+        return start + length + rng.randint(*config.turn_gap)
+
+    def _hear(self, said: Utterance, position: int) -> int:
+        """The user speaks from `position` on; returns the frame in which they have ended."""
+        talk = self.conversation
+        lead = min(said.first_frame, self.rng.randint(1, 3))
+        tail = self.rng.randint(1, 4)
+        first = said.first_frame - lead
+        codes = said.codes[:, first : said.end_frame + tail]
+        begin = position - lead
+        _put(talk.user, codes, begin)
+        shift = position - said.first_frame
+        for (word, start), following in zip(said.words, [*[s for _, s in said.words[1:]], said.end], strict=True):
+            number = self.mixer.vocabulary.get(word.lower(), 0)
+            a, b = (shift + HEARD_LAG + int(t * FRAME_RATE) for t in (start, following))
+            talk.heard[max(0, a) : max(0, b)] = number
+        return shift + said.end_frame
+
+    def _speak(self, answer: str, start: int, stop: int | None) -> None:
+        """Moshi speaks from `start` on (its first sound), until `stop` if interrupted."""
+        talk, spoken = self.conversation, self.mixer.answers[answer]
+        begin = start - 1
+        length = spoken.codes.shape[1] if stop is None else min(stop - begin, spoken.codes.shape[1])
+        _put(talk.moshi, spoken.codes[:, :length], begin)
+        _put(talk.text[None], spoken.text[None, :length], begin)
+        talk.speaking[max(0, begin) : begin + min(length, spoken.speech_end + 1)] = True
+        echo = self.mixer.utterance("echoes", answer, self.rng) if self.echo else None
+        if echo is not None:
+            first = ANSWER_LEAD - 1
+            codes = echo.codes[:, first : first + length].astype(np.int32)
+            # The user's own voice covers the echo: it is heard only where they are silent.
+            quiet = talk.heard[max(0, begin) : begin + codes.shape[1]] == 0
+            target = talk.user[:, max(0, begin) : begin + codes.shape[1]]
+            target[:, quiet] = codes[:, : target.shape[1]][:, quiet]
+
+
+def _put(stream: np.ndarray, codes: np.ndarray, begin: int) -> None:
+    """Write `codes` [K, n] into `stream` [K, T] from frame `begin`, as far as they fit."""
+    first, last = max(0, begin), min(stream.shape[1], begin + codes.shape[1])
+    if first < last:
+        stream[:, first:last] = codes[:, first - begin : last - begin]
+
+
+def heard_vocabulary(script: Script) -> dict[str, int]:
+    """A number for every word that users of the script may say, from 1 on."""
+    from .script import expand
+
+    words: set[str] = set()
+    for _, intent in script.wordings():
+        for line in intent.ask:
+            words.update(w.lower() for text in expand(line) for w in text.split())
+    for text in script.backchannels:
+        words.update(text.lower().split())
+    return {word: number for number, word in enumerate(sorted(words), 1)}

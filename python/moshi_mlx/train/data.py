@@ -1,0 +1,110 @@
+"""`python -m moshi_mlx.train.data CONFIG`: render a script to a corpus of utterances as codes.
+
+The corpus grows shard by shard in the work folder; started again, it goes on where it stopped. Conversations are made
+of it while training (`moshi_mlx.train.conversation`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from ..errors import MoshiError
+from ..mimi import Mimi
+from .config import Config
+from .corpus import write_shard
+from .render import Encode, Sound, encode, perform, plan
+from .script import Script
+from .tokenizer import train_tokenizer
+from .word_times import align_answers
+
+
+def codec_of(config: Config) -> Encode:
+    """The configured codec's encoder as a function of arrays."""
+    mimi = Mimi.load(config.codec)
+
+    def run(pcm: np.ndarray) -> np.ndarray:
+        return np.array(mimi.encode(mx.array(pcm)))
+
+    return run
+
+
+def prepare(config: Config, codec: Encode, progress: Progress | None = None, limit: int | None = None) -> Path:
+    """Render what the corpus lacks.
+
+    Args:
+        config: the training configuration.
+        codec: from `codec_of`.
+        progress: shown on it.
+        limit: shards to write at most.
+
+    Returns:
+        The corpus' folder.
+
+    Raises:
+        ConfigError: the script is damaged.
+        SynthesisError: a synthesizer is missing or failed.
+        StorageError: disk full, no permission.
+    """
+    script = Script.load(config.script)
+    folder = config.work / "corpus"
+    folder.mkdir(parents=True, exist_ok=True)
+    train_tokenizer(script, config.data.text_card, config.work / "tokenizer.model")
+    jobs = plan(script, config.data, config.train.seed)
+    answers = len(script.answers)
+    edges = [0, *range(answers, len(jobs), config.data.shard), len(jobs)]
+    shards = [jobs[a:b] for a, b in itertools.pairwise(edges)]
+    task = progress.add_task("rendering", total=len(shards)) if progress else None
+    with ThreadPoolExecutor(2) as pool:
+        for number, shard in enumerate(shards[:limit]):
+            path = folder / f"{number:05d}.npz"
+            if not path.exists():
+                sounds = list(pool.map(lambda job: perform(job, config.data, config.train.seed), shard))
+                if number == 0 and config.data.judge:
+                    sounds = align_answers(sounds, config.data.judge)
+                write_shard(path, encode([s for s in sounds if _spoken(s)], codec))
+            if progress and task is not None:
+                progress.update(task, completed=number + 1)
+    return folder
+
+
+def _spoken(sound: Sound) -> bool:
+    # A synthesizer that says nothing to a text (a lone "mm") leaves nothing to learn from.
+    return sound.end > sound.start or sound.job.group == "backgrounds"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of `python -m moshi_mlx.train.data`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m moshi_mlx.train.data", description=__doc__)
+    parser.add_argument("config", type=Path, help="training configuration (moshi_mlx/nano/train.yaml is one)")
+    parser.add_argument(
+        "--work", type=Path, help="folder for the corpus and checkpoints, instead of the configured one"
+    )
+    parser.add_argument("--shards", type=int, help="stop after this many shards, for a trial")
+    options = parser.parse_args(arguments)
+    console = Console()
+    if not shutil.which("espeak-ng"):
+        console.print("[yellow]espeak-ng isn't installed: voices of that engine will fail.[/]")
+    try:
+        config = Config.load(options.config, options.work)
+        with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+            folder = prepare(config, codec_of(config), progress, options.shards)
+    except MoshiError as error:
+        console.print(f"[red]{error}[/]")
+        return 1
+    console.print(f"corpus in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""Training the language model: `python -m moshi_mlx.train lm CONFIG`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from ..config import LMConfig
+from ..errors import CheckpointError, ConfigError
+from ..files import ResultFile
+from ..layers import on_cpu
+from ..lm import LMModel
+from ..text import TextTokenizer
+from .config import Config
+from .conversation import Conversation, Mixer
+from .corpus import read_corpus
+from .loss import Batch, Trainee, losses, make_batch, score, total
+from .progress import Progress
+from .script import Script
+
+_EMA_EVERY = 8
+
+Update = Callable[..., tuple[dict[str, mx.array], mx.array]]
+"""A step of the optimizer on a batch's arrays: the losses and the gradient's norm."""
+
+
+class Trainer:
+    """One training run: model, optimizer, averaged weights and the corpus it draws from.
+
+    Args:
+        config: the run.
+        init: weights to start from, a checkpoint in the published layout (fine-tuning).
+
+    Raises:
+        ConfigError: no corpus yet, or a configuration that doesn't fit it.
+    """
+
+    def __init__(self, config: Config, init: Path | None = None):
+        self.config = config
+        self.lm_config = LMConfig.from_dict(config.model)
+        self.script = Script.load(config.script)
+        self.tokenizer = TextTokenizer(config.work / "tokenizer.model")
+        if self.tokenizer.size > self.lm_config.text_card:
+            raise ConfigError(
+                f"The tokenizer has {self.tokenizer.size} pieces, the model's text_card is {self.lm_config.text_card}."
+            )
+        self.read()
+        mx.random.seed(config.train.seed)
+        self.model = Trainee(self.lm_config, len(self.mixers["train"].vocabulary))
+        _small_start(self.model, self.lm_config, config.codec)
+        if init is not None:
+            self._start_from(init)
+        train = config.train
+        schedule = optim.join_schedules(
+            [
+                optim.linear_schedule(train.rate / train.warmup, train.rate, train.warmup),
+                optim.cosine_decay(train.rate, max(1, train.steps - train.warmup), train.rate * train.final_rate),
+            ],
+            [train.warmup],
+        )
+        self.optimizer = optim.AdamW(schedule, betas=list(train.betas), weight_decay=train.decay, bias_correction=True)
+        self.optimizer.init(self.model.trainable_parameters())
+        self.average = tree_map(mx.array, self.model.lm.parameters())
+        self.step = 0
+        self._update = self._compile()
+
+    def read(self) -> None:
+        """Read the corpus, again if it has grown.
+
+        Raises:
+            ConfigError: it is empty.
+        """
+        config = self.config
+        utterances = read_corpus(config.work / "corpus")
+        if not utterances:
+            raise ConfigError(f"{config.work}/corpus is empty: run `python -m moshi_mlx.train.data` first.")
+        self.shards = len(list((config.work / "corpus").glob("*.npz")))
+        self.mixers = {
+            split: Mixer(self.script, utterances, self.tokenizer, config.mix, split)
+            for split in ("train", "known", "held_out")
+        }
+
+    def _start_from(self, folder: Path) -> None:
+        loaded = LMModel.load(folder)
+        if loaded.config != self.lm_config:
+            raise ConfigError(f"{folder} holds a model of another shape than the configuration's 'model'.")
+        self.model.lm.load_weights([(n, a.astype(mx.float32)) for n, a in _flat(loaded.parameters())])
+
+    def _compile(self) -> Update:
+        model, optimizer, train = self.model, self.optimizer, self.config.train
+
+        def objective(trainee: Trainee, batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
+            parts = losses(trainee, batch)
+            return total(parts, train.weights), parts
+
+        value_and_grad = nn.value_and_grad(model, objective)
+
+        def update(*arrays: mx.array) -> tuple[dict[str, mx.array], mx.array]:
+            (loss, parts), gradients = value_and_grad(model, Batch(*arrays))
+            gradients, norm = optim.clip_grad_norm(gradients, train.clip)
+            optimizer.update(model, gradients)
+            return {**parts, "loss": loss}, norm
+
+        if on_cpu():
+            # Compiling takes a minute there and gains nothing: the time goes into matrix products.
+            return update
+        state = [model.state, optimizer.state]
+        compiled: Update = mx.compile(update, inputs=state, outputs=state)
+        return compiled
+
+    def conversations(self, step: int) -> list[Conversation]:
+        """The conversations of a step, always the same for a seed."""
+        seed = self.config.train.seed
+        return [self.mixers["train"].draw(random.Random(f"{seed}/{step}/{i}")) for i in range(self.config.train.batch)]
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        train = self.config.train
+        draws = np.random.default_rng([train.seed, step])
+        return make_batch(
+            self.conversations(step),
+            self.lm_config,
+            draws,
+            train.depth_frames,
+            train.silent_share,
+            self.config.mix.window,
+        )
+
+    def run(self, progress: Progress, steps: int | None = None) -> None:
+        """Train up to `steps` (all that are configured), saving and evaluating as configured.
+
+        Raises:
+            StorageError: disk full, no permission.
+        """
+        train = self.config.train
+        last = min(steps or train.steps, train.steps)
+        with ThreadPoolExecutor(1) as pool:
+            following: Future[Batch] = pool.submit(self.batch, self.step)
+            while self.step < last:
+                batch = following.result()
+                following = pool.submit(self.batch, self.step + 1)
+                parts, norm = self._update(*batch.arrays())
+                mx.eval(parts, norm, self.model.state, self.optimizer.state)
+                self.step += 1
+                if self.step % _EMA_EVERY == 0:
+                    self._average()
+                means = {name: _number(value) for name, value in parts.items()}
+                progress.step(self.step, means, _number(norm))
+                if self.step % train.evaluate == 0 or self.step == last:
+                    progress.scores(self.step, self.evaluate())
+                if self.step % train.save == 0 or self.step == last:
+                    self.save()
+                    if len(list((self.config.work / "corpus").glob("*.npz"))) != self.shards:
+                        self.read()
+
+    def _average(self) -> None:
+        # Early on the weights move fast: the average then reaches back less far.
+        decay = min(self.config.train.ema, 1 - 10 / (self.step + 10)) ** _EMA_EVERY
+        self.average = tree_map(lambda a, p: decay * a + (1 - decay) * p, self.average, self.model.lm.parameters())
+        mx.eval(self.average)
+
+    def evaluate(self, conversations: int = 8) -> dict[str, float]:
+        """Scores of the averaged weights on conversations of held-out voices and wordings."""
+        trained = tree_map(lambda p: p, self.model.lm.parameters())
+        self.model.lm.update(self.average)
+        result = {}
+        for split in ("known", "held_out"):
+            drawn = [self.mixers[split].draw(random.Random(f"{split}/{i}")) for i in range(conversations)]
+            found = score(self.model.lm, drawn)
+            result.update({f"{split} answers": found.answers, f"{split} words": found.words})
+            result[f"{split} starts"] = found.starts
+        self.model.lm.update(trained)
+        return result
+
+    # What a run needs to go on.
+
+    def save(self) -> None:
+        """Write the state of the run into the work folder, in place of the one before.
+
+        Raises:
+            StorageError: disk full, no permission.
+        """
+        state = {
+            "model": self.model.parameters(),
+            "optimizer": self.optimizer.state,
+            "average": self.average,
+            "step": mx.array(self.step),
+        }
+        path = self.config.work / "run.safetensors"
+        with ResultFile(path) as file:
+            part = path.with_suffix(".part.safetensors")
+            mx.save_safetensors(str(part), dict(_flat(state)))
+            file.write(part.read_bytes())
+            part.unlink()
+
+    def resume(self) -> bool:
+        """Continue the run saved in the work folder; returns whether there was one.
+
+        Raises:
+            CheckpointError: it is of another configuration.
+        """
+        path = self.config.work / "run.safetensors"
+        if not path.exists():
+            return False
+        loaded = mx.load(str(path))
+        assert isinstance(loaded, dict)
+        state = tree_unflatten(list(loaded.items()))
+        try:
+            mine = [(n.removeprefix("model."), a) for n, a in loaded.items() if n.startswith("model.")]
+            self.model.load_weights(mine)
+        except ValueError as error:
+            raise CheckpointError(f"{path} is of another model: {error}. Choose another work folder.") from error
+        self.optimizer.state = state["optimizer"]
+        self.average = state["average"]
+        self.step = int(state["step"].item())
+        self._update = self._compile()
+        return True
+
+
+def _flat(tree: Any) -> list[tuple[str, mx.array]]:
+    return list(cast(list[tuple[str, mx.array]], tree_flatten(tree)))
+
+
+def _number(array: mx.array) -> float:
+    return float(np.array(array))
+
+
+def _small_start(model: Trainee, config: LMConfig, codec: Path) -> None:
+    """Small embeddings and residual outputs, and codes that sound alike embedded alike.
+
+    Audio embeddings start as a random projection of the codec's own codebooks: what is learned of one code then holds
+    at once for its neighbours, which other voices use for the same sound.
+    """
+    draws = np.random.default_rng(0)
+    weights = []
+    for name, value in _flat(model.parameters()):
+        if name == "lm.audio_emb.weight":
+            weights.append((name, mx.array(_audio_embeddings(config, codec, draws))))
+        elif name.endswith("emb.weight"):
+            weights.append((name, mx.array(draws.normal(0, 0.05, value.shape).astype(np.float32))))
+        elif name.endswith(("out_proj.weight", "gating.linear_out.weight")):
+            weights.append((name, 0.5 * value))
+    model.load_weights(weights, strict=False)
+
+
+def _audio_embeddings(config: LMConfig, codec: Path, draws: np.random.Generator) -> np.ndarray:
+    tensors = mx.load(str(codec / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    tables = []
+    for stream, count in ((0, config.dep_q), (config.dep_q, config.user_q)):
+        for k in range(count):
+            part = "rvq_first.vq.layers.0" if k == 0 else f"rvq_rest.vq.layers.{k - 1}"
+            name = f"quantizer.{part}._codebook"
+            usage = np.maximum(np.array(tensors[f"{name}.cluster_usage"].astype(mx.float32)), 1e-5)
+            book = np.array(tensors[f"{name}.embedding_sum"].astype(mx.float32)) / usage[:, None]
+            book = (book - book.mean(0)) / max(float(book.std()), 1e-6)
+            projected = book[: config.card] @ draws.normal(0, book.shape[1] ** -0.5, (book.shape[1], config.dim))
+            # The user's semantic codes carry the question: they speak louder than the rest.
+            scale = 0.15 if stream and k == 0 else 0.04
+            table = draws.normal(0, 0.2 * scale, (config.card + 1, config.dim))
+            table[: len(projected)] += scale * projected
+            tables.append(table.astype(np.float32))
+    return np.concatenate(tables)

@@ -1,0 +1,214 @@
+"""The training loss: text, semantic and acoustic tokens, with the delays and masks of inference.
+
+Source: "Moshi", section 4.4 (semantic tokens weigh more than acoustic ones, padding less than words); the words
+heard from the user are an auxiliary target of this package, whose head is not part of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..config import LMConfig
+from ..lm import LMModel
+from .conversation import END_OF_PADDING, PADDING, Conversation
+
+DEFAULT_WEIGHTS = {
+    "text": 2.0, "text_padding": 0.3, "semantic": 10.0, "acoustic": 1.0, "silence": 0.3, "heard": 0.5,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Conversations as the model is trained on them; R frames are those of the depth transformer.
+
+    Attributes:
+        inputs: int32 [B, 1 + n_q, T], delays applied: what each step reads.
+        text: int32 [B, T], what each step's text should be.
+        rows: int32 [R], the depth transformer's steps in the flattened batch.
+        depth_inputs: int32 [R, dep_q], the text token and all but the last audio token of those steps.
+        depth_targets: int32 [R, dep_q], -1 where nothing is to be learned.
+        depth_speech: float32 [R], 1 where Moshi speaks.
+        heard: int32 [B, T], number of the user's word.
+    """
+
+    inputs: mx.array
+    text: mx.array
+    rows: mx.array
+    depth_inputs: mx.array
+    depth_targets: mx.array
+    depth_speech: mx.array
+    heard: mx.array
+
+    def arrays(self) -> list[mx.array]:
+        """All fields in order, for a compiled function."""
+        return [getattr(self, name) for name in self.__dataclass_fields__]
+
+
+def delayed(codes: np.ndarray, config: LMConfig) -> np.ndarray:
+    """Streams [B, 1 + n_q, T] as a step reads them, and one more step: int32 [B, 1 + n_q, T + 1].
+
+    Stream k is moved right by its delay and all by one step, the gap filled with the initial tokens, as in
+    `LMModel.__call__`.
+    """
+    B, K, T = codes.shape
+    result = np.empty((B, K, T + 1), np.int32)
+    for k, delay in enumerate(config.delays):
+        initial = config.initial_token_id if k else config.text_initial_token_id
+        result[:, k, : delay + 1] = initial
+        result[:, k, delay + 1 :] = codes[:, k, : T - delay]
+    return result
+
+
+def make_batch(
+    conversations: Sequence[Conversation],
+    config: LMConfig,
+    draws: np.random.Generator,
+    depth_frames: int,
+    silent_share: float,
+    window: int | None = None,
+) -> Batch:
+    """Stack conversations, or a window of each, and choose the frames on which the depth transformer is trained."""
+    codes = np.stack([c.codes for c in conversations])
+    speaking = np.stack([c.speaking for c in conversations])
+    heard = np.stack([c.heard for c in conversations])
+    streams = delayed(codes, config)
+    if window is not None and window < codes.shape[2]:
+        first = [_opening(c, window, draws) for c in conversations]
+        codes, speaking, heard = (
+            np.stack([x[..., a : a + window] for x, a in zip(xs, first, strict=True)])
+            for xs in (codes, speaking, heard)
+        )
+        streams = np.stack([x[:, a : a + window + 1] for x, a in zip(streams, first, strict=True)])
+    B, _, T = codes.shape
+    flat = streams[:, : 1 + config.dep_q, 1:].swapaxes(1, 2).reshape(B * T, -1)
+    loud, silent = np.flatnonzero(speaking), np.flatnonzero(~speaking)
+    quiet = min(len(silent), max(round(depth_frames * silent_share), depth_frames - len(loud)))
+    rows = np.concatenate(
+        [
+            draws.choice(loud, depth_frames - quiet, replace=False),
+            draws.choice(silent, quiet, replace=False),
+        ]
+    )
+    chosen = flat[rows]
+    targets = chosen[:, 1:].copy()
+    targets[targets == config.initial_token_id] = -1
+    return Batch(
+        inputs=mx.array(streams[:, :, :T]),
+        text=mx.array(codes[:, 0]),
+        rows=mx.array(rows.astype(np.int32)),
+        depth_inputs=mx.array(chosen[:, : config.dep_q]),
+        depth_targets=mx.array(targets),
+        depth_speech=mx.array(speaking.reshape(-1)[rows].astype(np.float32)),
+        heard=mx.array(heard),
+    )
+
+
+def _opening(conversation: Conversation, window: int, draws: np.random.Generator) -> int:
+    # A long conversation's beginning is out of the model's sight: half of the windows start in the middle.
+    later = [a for a in conversation.openings if 0 < a <= conversation.text.size - window]
+    return int(draws.choice(later)) if later and draws.random() < 0.5 else 0
+
+
+class Trainee(nn.Module):
+    """The language model and the auxiliary head that learns which word the user is saying."""
+
+    def __init__(self, config: LMConfig, vocabulary: int):
+        super().__init__()
+        self.lm = LMModel(config)
+        self.heard = nn.Linear(config.dim, vocabulary + 1, bias=False)
+
+
+def losses(model: Trainee, batch: Batch) -> dict[str, mx.array]:
+    """Mean cross-entropies (`words`, `padding`, `semantic`, `acoustic`, `silence`, `heard`) of a batch."""
+    hidden, text_logits = model.lm.forward_text(batch.inputs)
+    text = nn.losses.cross_entropy(text_logits, batch.text)
+    words = (batch.text != PADDING).astype(mx.float32)
+    states = hidden.reshape(-1, hidden.shape[-1])[batch.rows]
+    logits = model.lm.depformer(states, batch.depth_inputs)
+    wanted = batch.depth_targets
+    given = (wanted >= 0).astype(mx.float32)
+    audio = nn.losses.cross_entropy(logits, mx.maximum(wanted, 0)) * given
+    speech = given * batch.depth_speech[:, None]
+    heard = nn.losses.cross_entropy(model.heard(hidden), batch.heard)
+    some = (batch.heard > 0).astype(mx.float32) * 0.9 + 0.1
+    return {
+        "words": _mean(text, words),
+        "padding": _mean(text, 1 - words),
+        "semantic": _mean(audio[:, 0], speech[:, 0]),
+        "acoustic": _mean(audio[:, 1:], speech[:, 1:]),
+        "silence": _mean(audio, given - speech),
+        "heard": _mean(heard, some),
+    }
+
+
+def total(parts: Mapping[str, mx.array], weights: Mapping[str, float], share_of_words: float = 0.2) -> mx.array:
+    """The weighted loss.
+
+    Args:
+        parts: from `losses`.
+        weights: by name, as in `DEFAULT_WEIGHTS`.
+        share_of_words: of the text stream's frames, by which the two text losses are balanced.
+    """
+    w = {**DEFAULT_WEIGHTS, **weights}
+    text_words, text_padding = w["text"] * share_of_words, w["text_padding"] * (1 - share_of_words)
+    text = (text_words * parts["words"] + text_padding * parts["padding"]) / (text_words + text_padding)
+    semantic, acoustic = w["semantic"], 7 * w["acoustic"]
+    audio = (semantic * parts["semantic"] + acoustic * parts["acoustic"]) / (semantic + acoustic)
+    return text + audio + w["silence"] * parts["silence"] + w["heard"] * parts["heard"]
+
+
+def _mean(values: mx.array, weights: mx.array) -> mx.array:
+    return (values * weights).sum() / mx.maximum(weights.sum(), 1)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Teacher-forced accuracy on held-out conversations.
+
+    Attributes:
+        answers: share of answers whose first word is the likeliest, padding aside.
+        words: share of all of Moshi's text tokens that are.
+        starts: share of answers' first frames where an end of padding is likelier than padding.
+    """
+
+    answers: float
+    words: float
+    starts: float
+
+
+def score(model: LMModel, conversations: Sequence[Conversation]) -> Score:
+    """Measure a model on conversations, one at a time to hold little memory."""
+    first_right = first_total = right = all_words = started = starts = 0
+    for conversation in conversations:
+        inputs = delayed(conversation.codes[None], model.config)[:, :, :-1]
+        _, logits = model.forward_text(mx.array(inputs))
+        found = np.array(logits[0])
+        text = conversation.text
+        is_word = (text != PADDING) & (text != END_OF_PADDING)
+        likeliest = np.where(is_word, _without_padding(found).argmax(-1), -1)
+        right += int((likeliest == text)[is_word].sum())
+        all_words += int(is_word.sum())
+        for end, _, _ in conversation.turns:
+            following = np.flatnonzero(is_word[end : end + 12])
+            if not len(following):
+                continue
+            frame = end + following[0]
+            first_total += 1
+            first_right += int(likeliest[frame] == text[frame])
+            marks = np.flatnonzero(text[end:frame] == END_OF_PADDING)
+            if len(marks):
+                starts += 1
+                at = found[end + marks[0]]
+                started += int(at[END_OF_PADDING] > at[PADDING])
+    return Score(first_right / max(first_total, 1), right / max(all_words, 1), started / max(starts, 1))
+
+
+def _without_padding(logits: np.ndarray) -> np.ndarray:
+    logits = logits.copy()
+    logits[:, [END_OF_PADDING, PADDING]] = -np.inf
+    return logits

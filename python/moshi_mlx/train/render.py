@@ -1,0 +1,177 @@
+"""From the script to utterances: which text is said by whom, spoken, disturbed and encoded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
+from .augment import add_noise, gain, noise, room
+from .config import DataConfig
+from .corpus import Utterance
+from .script import OUT_OF_DOMAIN, Script, normalize, pick
+from .voices import Voice
+
+Encode = Callable[[np.ndarray], np.ndarray]
+"""float32 [B, 1, samples] to int [B, K, frames]."""
+
+# Silence before and after the speech of Moshi's answers, which start on a frame's edge.
+ANSWER_LEAD = 4
+ANSWER_TAIL = 4
+_BACKGROUND_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """One utterance to render; `number` seeds what is random about it."""
+
+    number: int
+    group: str
+    name: str
+    wording: str
+    voice: str
+    split: str
+
+
+def plan(script: Script, config: DataConfig, seed: int) -> list[Job]:
+    """All utterances of the corpus, Moshi's answers first, the rest in random order."""
+    rng = random.Random(seed)
+    drafts: list[tuple[str, str, str, str, str]] = []
+    for group, intent in script.wordings():
+        times = {
+            "intents": config.renderings,
+            "follow_ups": config.follow_up_renderings,
+            OUT_OF_DOMAIN: config.out_of_domain_renderings,
+        }[group]
+        for wording in intent.ask:
+            drafts += [(group, intent.name, wording, rng.choice(config.voices), "train") for _ in range(times)]
+        for wording in rng.sample(intent.ask, 2):
+            drafts.append((group, intent.name, wording, rng.choice(config.held_out_voices), "known"))
+        for wording in intent.held_out:
+            drafts.append((group, intent.name, wording, rng.choice(config.held_out_voices), "held_out"))
+    for text in script.backchannels:
+        drafts += [
+            ("backchannels", text, text, rng.choice(config.voices), "train") for _ in range(config.follow_up_renderings)
+        ]
+    drafts += [("backgrounds", f"background {i}", "", "", "train") for i in range(config.backgrounds)]
+    drafts += [("echoes", text, text, config.voice, "train") for text in script.answers]
+    rng.shuffle(drafts)
+    first = [("answers", text, text, config.voice, "train") for text in script.answers]
+    return [Job(number, *draft) for number, draft in enumerate(first + drafts)]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A rendered job before encoding; `words` hold each word's start in seconds."""
+
+    job: Job
+    text: str
+    pcm: np.ndarray
+    start: float
+    end: float
+    words: tuple[tuple[str, float], ...]
+
+
+def estimate_words(text: str, start: float, end: float) -> tuple[tuple[str, float], ...]:
+    """Word starts spread over [start, end] by the words' lengths in letters."""
+    words = text.split()
+    lengths = [len(normalize(word)) + 1.5 for word in words]
+    edges = start + (end - start) * np.concatenate([[0], np.cumsum(lengths)]) / max(sum(lengths), 1e-9)
+    return tuple((word, float(edge)) for word, edge in zip(words, edges, strict=False))
+
+
+def perform(job: Job, config: DataConfig, seed: int) -> Sound:
+    """Speak a job's text and add what its seed says.
+
+    Raises:
+        SynthesisError: a synthesizer is missing or failed.
+    """
+    if job.group == "answers":
+        return _answer(job, config)
+    rng, draws = random.Random(f"{seed}/{job.number}"), np.random.default_rng([seed, job.number])
+    if job.group == "backgrounds":
+        return Sound(job, "", _background(draws), 0.0, 0.0, ())
+    text = pick(job.wording, rng)
+    if job.group == "echoes":
+        spoken = Voice.parse(job.voice).say(text)
+        pcm = _frames(np.concatenate([np.zeros(ANSWER_LEAD * FRAME_SIZE, np.float32), spoken]), ANSWER_TAIL)
+        pcm = gain(room(draws, pcm, draws.uniform(0.15, 0.5)), draws.uniform(-36, -18))
+        return Sound(job, text, pcm + 0.0003 * noise(draws, len(pcm), 1.0), 0.0, len(pcm) / SAMPLE_RATE, ())
+    parts = _parts(text, rng, config.pauses)
+    voice = Voice.parse(job.voice)
+    say_seed = rng.random()
+    lead = int(draws.uniform(0.2, 0.5) * SAMPLE_RATE)
+    pieces, position = [np.zeros(lead, np.float32)], lead
+    words: list[tuple[str, float]] = []
+    for i, part in enumerate(parts):
+        if i:
+            pause = int(draws.uniform(0.45, 1.1) * SAMPLE_RATE)
+            pieces.append(np.zeros(pause, np.float32))
+            position += pause
+        # The same seed for every part: one speaker at one rate.
+        spoken = voice.say(part, random.Random(say_seed))
+        words += estimate_words(part, position / SAMPLE_RATE, (position + len(spoken)) / SAMPLE_RATE)
+        pieces.append(spoken)
+        position += len(spoken)
+    pcm = _frames(np.concatenate(pieces), 5)
+    pcm = _disturb(pcm, draws, config)
+    return Sound(job, text, pcm, lead / SAMPLE_RATE, position / SAMPLE_RATE, tuple(words))
+
+
+def _answer(job: Job, config: DataConfig) -> Sound:
+    spoken = Voice.parse(config.voice).say(job.wording)
+    start = ANSWER_LEAD / FRAME_RATE
+    pcm = _frames(np.concatenate([np.zeros(ANSWER_LEAD * FRAME_SIZE, np.float32), spoken]), ANSWER_TAIL)
+    end = start + len(spoken) / SAMPLE_RATE
+    return Sound(job, job.wording, pcm, start, end, estimate_words(job.wording, start, end))
+
+
+def _parts(text: str, rng: random.Random, pauses: float) -> list[str]:
+    words = text.split()
+    if len(words) < 4 or rng.random() >= pauses:
+        return [text]
+    cut = rng.randint(2, len(words) - 2)
+    return [" ".join(words[:cut]), " ".join(words[cut:])]
+
+
+def _frames(pcm: np.ndarray, tail: int) -> np.ndarray:
+    """Pad to whole frames and `tail` frames more."""
+    length = (-(-len(pcm) // FRAME_SIZE) + tail) * FRAME_SIZE
+    return np.pad(pcm, (0, length - len(pcm)))
+
+
+def _disturb(pcm: np.ndarray, draws: np.random.Generator, config: DataConfig) -> np.ndarray:
+    if draws.random() < config.rooms:
+        pcm = room(draws, pcm, draws.uniform(0.15, 0.7))
+    if draws.random() < config.noisy:
+        pcm = add_noise(pcm, noise(draws, len(pcm), draws.uniform(0, 2)), draws.uniform(6, 28))
+    elif draws.random() < 0.5:
+        pcm = pcm + np.float32(10 ** draws.uniform(-4.5, -3)) * noise(draws, len(pcm), 1.0)
+    return gain(pcm, draws.uniform(-11, 7))
+
+
+def _background(draws: np.random.Generator) -> np.ndarray:
+    samples = _BACKGROUND_SECONDS * SAMPLE_RATE
+    if draws.random() < 0.25:
+        return np.zeros(samples, np.float32)
+    return noise(draws, samples, draws.uniform(0, 2)) * np.float32(10 ** draws.uniform(-4.5, -1.3))
+
+
+def encode(sounds: Sequence[Sound], codec: Encode, batch: int = 16) -> list[Utterance]:
+    """Turn rendered sounds into codes, sounds of like lengths together; results in the order given."""
+    order = sorted(range(len(sounds)), key=lambda i: len(sounds[i].pcm))
+    codes: dict[int, np.ndarray] = {}
+    for first in range(0, len(order), batch):
+        chosen = order[first : first + batch]
+        longest = len(sounds[chosen[-1]].pcm)
+        # The codec is causal: what is padded on the right changes nothing before it.
+        pcm = np.stack([np.pad(sounds[i].pcm, (0, longest - len(sounds[i].pcm))) for i in chosen])
+        for i, row in zip(chosen, codec(pcm[:, None]), strict=True):
+            codes[i] = row[:, : len(sounds[i].pcm) // FRAME_SIZE]
+    return [
+        Utterance(codes[i], s.job.group, s.job.name, s.text, s.job.voice, s.job.split, s.start, s.end, s.words)
+        for i, s in enumerate(sounds)
+    ]

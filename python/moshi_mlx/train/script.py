@@ -1,0 +1,127 @@
+"""The script file: what users ask, in which words, and what Moshi answers."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+OUT_OF_DOMAIN = "out_of_domain"
+FOLLOW_UPS = ("yours", "again", "another")
+
+_CHOICE = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Intent:
+    """Something a user may want, and what Moshi says to it.
+
+    Attributes:
+        name: as in the file.
+        ask: wordings to train on; `(a|b)` stands for either, `[a|b]` for either or nothing.
+        held_out: wordings kept for evaluation.
+        answers: said word for word.
+        yours: the intent that "and yours?" stands for after this one.
+        another: whether "another one" gives the next answer.
+    """
+
+    name: str
+    ask: tuple[str, ...]
+    held_out: tuple[str, ...]
+    answers: tuple[str, ...] = ()
+    yours: str | None = None
+    another: bool = False
+
+
+@dataclass(frozen=True)
+class Script:
+    """All that a model is trained to talk about."""
+
+    intents: Mapping[str, Intent]
+    follow_ups: Mapping[str, Intent]
+    out_of_domain: Intent
+    backchannels: tuple[str, ...]
+
+    @property
+    def answers(self) -> list[str]:
+        """Every answer once, in the file's order."""
+        lines = [a for i in (*self.intents.values(), self.out_of_domain) for a in i.answers]
+        return list(dict.fromkeys(lines))
+
+    def wordings(self) -> list[tuple[str, Intent]]:
+        """All intents with the group they stand in: `intents`, `follow_ups` or `out_of_domain`."""
+        return [
+            *(("intents", i) for i in self.intents.values()),
+            *(("follow_ups", i) for i in self.follow_ups.values()),
+            (OUT_OF_DOMAIN, self.out_of_domain),
+        ]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Script:
+        """Read a script file.
+
+        Raises:
+            ConfigError: unreadable, or an intent lacks wordings or answers, or points to one that isn't there.
+        """
+        import yaml
+
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} can't be read as YAML: {error}") from error
+        try:
+            intents = {name: _intent(name, entry) for name, entry in data["intents"].items()}
+            follow_ups = {name: _intent(name, data["follow_ups"][name]) for name in FOLLOW_UPS}
+            unknown = _intent(OUT_OF_DOMAIN, data[OUT_OF_DOMAIN])
+            backchannels = tuple(data["backchannels"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path} is no script: {error!r}. See moshi_mlx/nano/script.yaml for one.") from error
+        for intent in (*intents.values(), unknown):
+            if not intent.answers:
+                raise ConfigError(f"{path}: '{intent.name}' has no answers.")
+            if intent.yours is not None and intent.yours not in intents:
+                raise ConfigError(f"{path}: 'yours: {intent.yours}' of '{intent.name}' names no intent.")
+        return cls(intents, follow_ups, unknown, backchannels)
+
+
+def _intent(name: str, entry: Mapping[str, Any]) -> Intent:
+    def lines(key: str) -> tuple[str, ...]:
+        return tuple(line.strip() for line in entry[key].splitlines() if line.strip())
+
+    return Intent(
+        name,
+        lines("ask"),
+        lines("held_out"),
+        tuple(entry.get("answers", ())),
+        entry.get("yours"),
+        bool(entry.get("another", False)),
+    )
+
+
+def expand(wording: str) -> list[str]:
+    """Every text that a wording stands for."""
+    parts: list[list[str]] = []
+    position = 0
+    for match in _CHOICE.finditer(wording):
+        parts.append([wording[position : match.start()]])
+        required, optional = match.groups()
+        parts.append(required.split("|") if required is not None else [*optional.split("|"), ""])
+        position = match.end()
+    parts.append([wording[position:]])
+    return [" ".join("".join(choice).split()) for choice in product(*parts)]
+
+
+def pick(wording: str, rng: random.Random) -> str:
+    """One of the texts that a wording stands for."""
+    return rng.choice(expand(wording))
+
+
+def normalize(text: str) -> str:
+    """Lower case words without punctuation, as compared by the evaluations."""
+    return " ".join(re.sub(r"[^a-z0-9' ]+", " ", text.lower().replace("-", " ")).split())
