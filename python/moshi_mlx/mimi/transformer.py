@@ -34,15 +34,15 @@ class Rotary:
         self.frequencies = mx.array(np.round(turns * _TURN).astype(np.uint32))
 
     def phases(self, positions: mx.array) -> mx.array:
-        """Unit complex numbers [T, head_dim / 2] for int32 `positions` [T]."""
+        """Unit complex numbers [T, 3, 1, head_dim / 2] for int32 `positions` [T]: for queries, keys and (1) values."""
         turns = (positions.astype(mx.uint32)[:, None] * self.frequencies).astype(mx.float32)
-        angles = turns * (2 * math.pi / _TURN)
-        return mx.cos(angles) + 1j * mx.sin(angles)
+        angles = (turns * (2 * math.pi / _TURN))[:, None] * mx.array([[1.0], [1.0], [0.0]])
+        return (mx.cos(angles) + 1j * mx.sin(angles))[:, :, None]
 
 
-def rotate(x: mx.array, phases: mx.array) -> mx.array:
-    """Turn pairs of `x` [..., T, head_dim] by `phases` [T, head_dim / 2]."""
-    return mx.view(mx.view(mx.contiguous(x.astype(mx.float32)), mx.complex64) * phases, mx.float32).astype(x.dtype)
+def rotate(qkv: mx.array, phases: mx.array) -> mx.array:
+    """Turn pairs of `qkv` [B, T, 3, H, head_dim] by `phases`."""
+    return mx.view(mx.view(qkv.astype(mx.float32), mx.complex64) * phases, mx.float32).astype(qkv.dtype)
 
 
 def ring_length(context: int, steps: int) -> int:
@@ -90,13 +90,13 @@ class Block:
     def __call__(
         self, x: mx.array, ring: mx.array, slot: mx.array, phases: mx.array, mask: mx.array
     ) -> tuple[mx.array, mx.array]:
-        """`x` [B, T, D], `ring` [2, B, H, slots, head_dim]; keys and values of `x` go to `slot` and after."""
-        B, T, D = x.shape
+        """`x` [B, T, D], `ring` [B, 2H, slots, head_dim]; keys and values of `x` go to `slot` and after."""
+        B, T, _ = x.shape
+        H = self.num_heads
         qkv = linear(mx.fast.layer_norm(x, *self.norm1, _EPS), self.in_proj)
-        qkv = qkv.reshape(B, T, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
-        turned = rotate(qkv[:2], phases)
-        ring = mx.slice_update(ring, mx.concatenate([turned[1:], qkv[2:]]), slot, axes=[3])
-        x = x + linear(attend(turned[0], ring[0], ring[1], mask), self.out_proj)
+        qkv = rotate(qkv.reshape(B, T, 3, H, -1), phases).reshape(B, T, 3 * H, -1).swapaxes(1, 2)
+        ring = mx.slice_update(ring, qkv[:, H:], slot, axes=[2])
+        x = x + linear(attend(qkv[:, :H], ring[:, :H], ring[:, H:], mask), self.out_proj)
         hidden = linear(mx.fast.layer_norm(x, *self.norm2, _EPS), self.linear1)
         return x + linear(gelu(hidden), self.linear2), ring
 
@@ -121,7 +121,7 @@ class Transformer:
     def state(self, B: int, steps: int) -> dict[str, Any]:
         """State for calls with `steps` steps each (the last may have fewer)."""
         c = self.config
-        shape = (2, B, c.num_heads, ring_length(c.context, steps), c.dimension // c.num_heads)
+        shape = (B, 2 * c.num_heads, ring_length(c.context, steps), c.dimension // c.num_heads)
         rings = [mx.zeros(shape, dtype=self.dtype) for _ in self.blocks]
         return {"position": mx.zeros((1,), dtype=mx.int32), "rings": rings}
 
@@ -130,7 +130,7 @@ class Transformer:
         T = x.shape[1]
         position, rings = state["position"], state["rings"]
         if rings:
-            slots = rings[0].shape[3]
+            slots = rings[0].shape[2]
             phases = self.rotary.phases(position + mx.arange(T, dtype=mx.int32))
             seen = visible(position, T, slots, self.config.context)
             mask = mx.where(seen, 0, _UNSEEN).astype(x.dtype)
