@@ -63,8 +63,10 @@ def make_lm(folder: Path, config: dict[str, Any], bits: int | None = None, seed:
     (folder / "config.json").write_text(json.dumps(config))
     tensors = random_tensors({name: piece.shape for name, piece in pieces(LMConfig.from_dict(config)).items()}, seed)
     if bits:
+        # As in the published files: what isn't quantized is bfloat16, like the scales.
+        tensors = {name: tensor.astype(mx.bfloat16) for name, tensor in tensors.items()}
         for name in [name for name, tensor in tensors.items() if tensor.ndim == 2]:
-            parts = quantize_weight(tensors.pop(name).astype(mx.bfloat16), level(bits))
+            parts = quantize_weight(tensors.pop(name), level(bits))
             tensors |= {f"{name.removesuffix('.weight')}.{part}": array for part, array in parts.items()}
     path = folder / (f"model.q{bits}.safetensors" if bits else "model.safetensors")
     mx.save_safetensors(str(path), tensors)
