@@ -1,7 +1,9 @@
-"""One side of a paired measurement: a process that takes language model steps when asked to.
+"""One side of a paired measurement: a process that takes steps when asked to.
 
-Run by `step.py` in this project's environment (`ours`) or in the peers' (`moshi_mlx`), which has nothing of this
-project. Reads a number of steps from every line of standard input, takes them, and answers with their milliseconds.
+Run by `step.py` in this project's environment (`ours`) or in the peers' (`peers`), which has nothing of this project.
+`lm` is a step of the language model from the user's codes to tokens on the host; `session` is the way from 1920
+samples in to 1920 samples out. Reads a number of steps from every line of standard input, takes them, and answers with
+their milliseconds.
 """
 
 from __future__ import annotations
@@ -12,17 +14,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+Step = Callable[[], None]
+
+MAX_STEPS = 4000
+"""Steps that the published generator can take in its life."""
 
 
-def ours(weights: Path, compile: bool) -> Callable[[], None]:
+def our_lm(weights: Path, compile: bool = True) -> Step:
+    """A step of `LMGen`."""
     import numpy as np
 
     import moshi_mlx
-    from moshi_mlx.generation import LMGen
 
-    assert moshi_mlx.BLAS or sys.platform == "darwin", "OpenBLAS isn't loaded"
     lm = moshi_mlx.LMModel.load(weights)
-    gen = LMGen(lm, seed=0, compile=compile)
+    gen = moshi_mlx.LMGen(lm, seed=0, compile=compile)
     codes = np.zeros((1, lm.config.user_q), np.int32)
 
     def step() -> None:
@@ -33,11 +40,55 @@ def ours(weights: Path, compile: bool) -> Callable[[], None]:
     return step
 
 
-def published(weights: Path, compile: bool) -> Callable[[], None]:
-    import ctypes
+def our_session(folder: Path, compile: bool = True) -> Step:
+    """A step of a session."""
+    import moshi_mlx
 
-    if sys.platform == "linux":
-        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+    session = moshi_mlx.load(folder).session(seed=0, compile=compile)
+    frame = _frame()[0, 0]
+    return lambda: _check(session.step(frame).pcm.shape == (1920,))
+
+
+def published_lm(weights: Path, dtype: Any = None) -> Step:
+    """A step of `moshi_mlx`'s `LmGen`."""
+    import mlx.core as mx
+
+    generator, user_q = _published_generator(weights, dtype)
+    codes = mx.zeros((1, user_q), mx.int32)
+
+    def step() -> None:
+        text = generator.step(codes)
+        text[0].item()
+        generator.last_audio_tokens()
+
+    return step
+
+
+def published_session(folder: Path) -> Step:
+    """`rustymimi` before and after `moshi_mlx`'s `LmGen`, as its command line has them."""
+    import mlx.core as mx
+    import numpy as np
+    import rustymimi
+
+    config = json.loads((folder / "config.json").read_text())
+    generator, user_q = _published_generator(folder / config["moshi_name"])
+    codec = rustymimi.Tokenizer(str(folder / config["mimi_name"]), num_codebooks=user_q)
+    frame = _frame()
+
+    def step() -> None:
+        codes = codec.encode_step(frame)
+        text = generator.step(mx.array(codes)[:, :, 0].astype(mx.int32))
+        text[0].item()
+        audio = generator.last_audio_tokens()
+        if audio is not None:
+            sound = codec.decode_step(np.array(audio[:, :, None]).astype(np.uint32))
+            _check(sound.shape == (1, 1, 1920))
+
+    return step
+
+
+def _published_generator(weights: Path, dtype: Any = None) -> tuple[Any, int]:
+    """A generator of the published implementation, and how many codebooks it hears."""
     import mlx.core as mx
     import mlx.nn as nn
 
@@ -49,31 +100,47 @@ def published(weights: Path, compile: bool) -> Callable[[], None]:
         bits = int(weights.name.split(".q")[1].split(".")[0])
         model.set_dtype(mx.bfloat16)
         nn.quantize(model, bits=bits, group_size=32 if bits == 4 else 64)
-        # Its quantized kernels are fastest with float32 activations on CPU.
-        model.load_weights(str(weights), strict=True)
-        model.set_dtype(mx.float32)
-    else:
-        model.load_weights(str(weights), strict=True)
+    model.load_weights(str(weights), strict=True)
+    # Of its ways to run on CPU the fastest: its quantized kernels, too, are fastest with float32 activations there.
+    model.set_dtype(dtype or mx.float32)
     model.warmup()
     sampler = utils.Sampler
-    gen = models.LmGen(model, 4000, sampler(temp=0.7, top_k=25), sampler(temp=0.8, top_k=250))
-    codes = mx.zeros((1, config["n_q"] - config["dep_q"]), mx.int32)
+    text, audio = sampler(temp=0.7, top_k=25), sampler(temp=0.8, top_k=250)
+    return models.LmGen(model, MAX_STEPS, text, audio), config["n_q"] - config["dep_q"]
 
-    def step() -> None:
-        text = gen.step(codes)
-        text[0].item()
-        gen.last_audio_tokens()
 
-    return step
+def _frame() -> Any:
+    """A frame of noise [1, 1, 1920]: what a step costs doesn't depend on what is heard."""
+    import numpy as np
+
+    return 0.1 * np.random.default_rng(0).standard_normal((1, 1, 1920)).astype(np.float32)
+
+
+def _check(fine: bool) -> None:
+    if not fine:
+        raise SystemExit("A step didn't make a frame of sound.")
+
+
+def load_openblas() -> None:
+    """As this project does, so that both sides have the same BLAS; on macOS MLX has Apple's."""
+    import ctypes
+
+    if sys.platform == "linux":
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("side", choices=["ours", "moshi_mlx"])
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("--no-compile", action="store_true")
-    args = parser.parse_args()
-    step = (ours if args.side == "ours" else published)(args.weights, not args.no_compile)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("side", choices=["ours", "peers"])
+    parser.add_argument("what", choices=["lm", "session"])
+    parser.add_argument("model", type=Path, help="lm: weights file; session: folder")
+    parser.add_argument("--no-compile", action="store_true", help="ours without mx.compile")
+    options = parser.parse_args()
+    load_openblas()
+    if options.side == "ours":
+        step = (our_lm if options.what == "lm" else our_session)(options.model, not options.no_compile)
+    else:
+        step = (published_lm if options.what == "lm" else published_session)(options.model)
     for _ in range(8):
         step()
     print("ready", flush=True)
