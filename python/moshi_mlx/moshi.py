@@ -33,7 +33,7 @@ class Moshi:
         self.mimi = mimi
         self.tokenizer = tokenizer
         self.name = name
-        self._graphs: dict[tuple[Sampling, Sampling, bool], StepGraph] = {}
+        self._graphs: dict[tuple[Sampling, Sampling, bool, int | None], StepGraph] = {}
         if mimi.config.bins != lm.config.card:
             raise ConfigError(
                 f"The codec has {mimi.config.bins} entries a codebook, the language model expects {lm.config.card}. "
@@ -57,6 +57,7 @@ class Moshi:
         top_k: int = 250,
         top_k_text: int = 25,
         conditions: Conditions | None = None,
+        kv_bits: int | None = None,
         profile: bool = False,
         compile: bool = True,
     ) -> Session:
@@ -67,19 +68,20 @@ class Moshi:
             temp, top_k: sampling of audio tokens; 0 and 0 mean greedy and the whole vocabulary.
             temp_text, top_k_text: sampling of text tokens.
             conditions: values by name, for models that have conditions.
+            kv_bits: quantize the KV cache to 8 or 4 bits, for less memory.
             profile: time encoder, language model and decoder one by one (three synchronisations a step, not one).
             compile: build a step's graph once, where MLX can.
 
         Raises:
             InputError: a parameter is out of range or a condition unknown.
         """
-        graph = self._graph(Sampling(temp, top_k), Sampling(temp_text, top_k_text), compile)
+        graph = self._graph(Sampling(temp, top_k), Sampling(temp_text, top_k_text), compile, kv_bits)
         return Session(self, seed, graph, profile, conditions)
 
-    def _graph(self, audio: Sampling, text: Sampling, compile: bool) -> StepGraph:
-        key = (audio, text, compile)
+    def _graph(self, audio: Sampling, text: Sampling, compile: bool, kv_bits: int | None) -> StepGraph:
+        key = (audio, text, compile, kv_bits)
         if key not in self._graphs:
-            self._graphs[key] = StepGraph(self.lm, 1, audio, text, compile)
+            self._graphs[key] = StepGraph(self.lm, 1, audio, text, compile, kv_bits)
         return self._graphs[key]
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None, **settings: Any) -> None:
@@ -119,7 +121,7 @@ class Moshi:
             ) from error
         if about.get("format") != _FORMAT or about.get("model") != self.fingerprint:
             raise CheckpointError(f"{path} was saved with another model; load that one to resume it.")
-        graph = self._graph(Sampling(*about["audio"]), Sampling(*about["text"]), compile=True)
+        graph = self._graph(Sampling(*about["audio"]), Sampling(*about["text"]), True, about["kv_bits"])
         session = Session(self, about["seed"], graph, profile, about["conditions"])
         session._restore(arrays, about)
         return session
@@ -176,6 +178,6 @@ def load(
     files = resolve(where, moshi_weight, mimi_weight, tokenizer, progress=download_bar)
     config = files.lm_config
     tensors, quantization = load_lm_tensors(files.need("lm"), config, quantize, progress)
-    lm = build(config, tensors, quantization)
+    lm = build(config, tensors, quantization, consume=True)
     mimi = Mimi.load(files.need("mimi"), num_codebooks=max(config.user_q, config.dep_q))
     return Moshi(lm, mimi, TextTokenizer(files.need("tokenizer")), name=files.name)

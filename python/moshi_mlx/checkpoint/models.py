@@ -26,4 +26,4 @@ def load_lm(where: str | Path, quantize: int | str | Recipe | None = None, progr
     files = resolve(where, parts=["lm"])
     config = files.lm_config
     tensors, quantization = load_lm_tensors(files.need("lm"), config, quantize, progress)
-    return build(config, tensors, quantization)
+    return build(config, tensors, quantization, consume=True)

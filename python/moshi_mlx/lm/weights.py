@@ -59,6 +59,7 @@ def build(
     tensors: Mapping[str, mx.array],
     quantization: Mapping[str, Quantization] | None = None,
     precision: Precision | None = None,
+    consume: bool = False,
 ) -> LMModel:
     """Make a model of checked tensors.
 
@@ -67,6 +68,7 @@ def build(
         tensors: by name in the published MLX layout.
         quantization: by module name in that layout, for the quantized ones.
         precision: how to hold the weights; chosen by device and size unless given.
+        consume: take the tensors out of `tensors`, a dict, so that what is unpacked isn't held in its packed form too.
 
     Raises:
         CheckpointError: tensors that are stacked here are quantized in different ways.
@@ -75,19 +77,23 @@ def build(
     precision = precision or choose_precision(tensors, quantization)
     model = LMModel(config)
     modules = dict(model.named_modules())
+    take = tensors.pop if consume and isinstance(tensors, dict) else tensors.__getitem__
     weights: list[tuple[str, mx.array]] = []
     for module_name, sources in published_names(config).items():
         how = _common_how(sources, quantization)
         leaves = {leaf for name in sources for leaf in ("weight", "scales", "biases") if f"{name}.{leaf}" in tensors}
         if f"{sources[0]}.learnt_padding" in tensors:
             leaves = {"learnt_padding"}
-        parts = {leaf: _stack([tensors[f"{name}.{leaf}"] for name in sources]) for leaf in leaves}
+        parts = {leaf: _stack([take(f"{name}.{leaf}") for name in sources]) for leaf in leaves}
         if how is not None and not precision.unpack:
+            mx.eval(parts)
             _replace(model, module_name, _quantized(modules[module_name], how, parts))
             continue
         if how is not None:
             parts = {"weight": _unpack(parts, how, precision.dtype)}
-        weights += [(f"{module_name}.{leaf}", array.astype(precision.dtype)) for leaf, array in parts.items()]
+        parts = {leaf: array.astype(precision.dtype) for leaf, array in parts.items()}
+        mx.eval(parts)  # now, so that memory holds the sources of one module at a time
+        weights += [(f"{module_name}.{leaf}", array) for leaf, array in parts.items()]
     model.load_weights(weights, strict=False)
     model.eval()
     # A graph compiled of weights that weren't read yet would read them from the file again at every step.
