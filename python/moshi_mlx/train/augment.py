@@ -34,7 +34,7 @@ def room(rng: np.random.Generator, sound: np.ndarray, seconds: float) -> np.ndar
     response = np.concatenate([[1.0], np.zeros(int(rng.uniform(0.002, 0.01) * SAMPLE_RATE)), 0.04 * tail])
     size = len(sound) + len(response)
     wet = np.fft.irfft(np.fft.rfft(sound, size) * np.fft.rfft(response, size), size)[: len(sound)]
-    return (wet * (np.abs(sound).max() / max(float(np.abs(wet).max()), 1e-6))).astype(np.float32)
+    return np.asarray(wet * (np.abs(sound).max() / max(float(np.abs(wet).max()), 1e-6)), dtype=np.float32)
 
 
 def gain(sound: np.ndarray, db: float) -> np.ndarray:

@@ -37,6 +37,8 @@ class Conversation:
         moshi: Moshi's codes, int32 [K, T].
         user: the user's, int32 [K, T]; -1 where not given to the model.
         heard: number of the user's word being heard, int32 [T], 0 for none.
+        asked: number of the answer that the question calls for, int32 [T], from the question's end to the answer's
+            first sound; 0 elsewhere.
         speaking: whether Moshi speaks, bool [T].
         turns: what was asked and when: (frame of the question's end, intent, expected answer).
         openings: frames in which both are silent and a question follows.
@@ -46,6 +48,7 @@ class Conversation:
     moshi: np.ndarray
     user: np.ndarray
     heard: np.ndarray
+    asked: np.ndarray
     speaking: np.ndarray
     turns: list[tuple[int, str, str]]
     openings: list[int]
@@ -111,6 +114,7 @@ class Mixer:
         self.config = config
         self.split = split
         self.answers = {u.text: Answer(u, tokenizer) for u in utterances if u.group == "answers"}
+        self.numbers = {text: number for number, text in enumerate(self.answers, 1)}
         self.vocabulary = heard_vocabulary(script)
         self._said: dict[tuple[str, str], list[Utterance]] = defaultdict(list)
         for u in utterances:
@@ -136,6 +140,7 @@ class Mixer:
                 np.full(frames, PADDING, np.int32),
                 np.repeat(self._silence[:, None], frames, axis=1),
                 self._background(rng, frames),
+                np.zeros(frames, np.int32),
                 np.zeros(frames, np.int32),
                 np.zeros(frames, bool),
                 [],
@@ -233,6 +238,7 @@ class _Talk:
             end = self._hear(said, position)
             self.conversation.turns.append((end, intent.name, answer))
             start = end + rng.randint(*config.answer_gap)
+            self.conversation.asked[end : start + 1] = self.mixer.numbers[answer]
             length = self.mixer.answers[answer].speech_end
             self.last, self.answer = intent, answer
             interrupting = length > 14 and rng.random() < config.interruptions * 1.5

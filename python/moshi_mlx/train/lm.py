@@ -55,7 +55,8 @@ class Trainer:
             )
         self.read()
         mx.random.seed(config.train.seed)
-        self.model = Trainee(self.lm_config, len(self.mixers["train"].vocabulary))
+        mixer = self.mixers["train"]
+        self.model = Trainee(self.lm_config, len(mixer.vocabulary), len(mixer.numbers))
         _small_start(self.model, self.lm_config, config.codec)
         if init is not None:
             self._start_from(init)

@@ -1,7 +1,8 @@
 """The training loss: text, semantic and acoustic tokens, with the delays and masks of inference.
 
 Source: "Moshi", section 4.4 (semantic tokens weigh more than acoustic ones, padding less than words); the words
-heard from the user are an auxiliary target of this package, whose head is not part of the model.
+heard from the user, and which answer they call for, are auxiliary targets of this package, whose heads are not part of
+the model.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..lm import LMModel
 from .conversation import END_OF_PADDING, PADDING, Conversation
 
 DEFAULT_WEIGHTS = {
-    "text": 2.0, "text_padding": 0.3, "semantic": 10.0, "acoustic": 1.0, "silence": 0.3, "heard": 0.5,
+    "text": 2.0, "text_padding": 0.3, "semantic": 10.0, "acoustic": 1.0, "silence": 0.3, "heard": 0.5, "asked": 0.5,
 }  # fmt: skip
 
 
@@ -34,6 +35,7 @@ class Batch:
         depth_targets: int32 [R, dep_q], -1 where nothing is to be learned.
         depth_speech: float32 [R], 1 where Moshi speaks.
         heard: int32 [B, T], number of the user's word.
+        asked: int32 [B, T], number of the answer called for.
     """
 
     inputs: mx.array
@@ -43,6 +45,7 @@ class Batch:
     depth_targets: mx.array
     depth_speech: mx.array
     heard: mx.array
+    asked: mx.array
 
     def arrays(self) -> list[mx.array]:
         """All fields in order, for a compiled function."""
@@ -76,12 +79,13 @@ def make_batch(
     codes = np.stack([c.codes for c in conversations])
     speaking = np.stack([c.speaking for c in conversations])
     heard = np.stack([c.heard for c in conversations])
+    asked = np.stack([c.asked for c in conversations])
     streams = delayed(codes, config)
     if window is not None and window < codes.shape[2]:
         first = [_opening(c, window, draws) for c in conversations]
-        codes, speaking, heard = (
+        codes, speaking, heard, asked = (
             np.stack([x[..., a : a + window] for x, a in zip(xs, first, strict=True)])
-            for xs in (codes, speaking, heard)
+            for xs in (codes, speaking, heard, asked)
         )
         streams = np.stack([x[:, a : a + window + 1] for x, a in zip(streams, first, strict=True)])
     B, _, T = codes.shape
@@ -105,6 +109,7 @@ def make_batch(
         depth_targets=mx.array(targets),
         depth_speech=mx.array(speaking.reshape(-1)[rows].astype(np.float32)),
         heard=mx.array(heard),
+        asked=mx.array(asked),
     )
 
 
@@ -115,16 +120,17 @@ def _opening(conversation: Conversation, window: int, draws: np.random.Generator
 
 
 class Trainee(nn.Module):
-    """The language model and the auxiliary head that learns which word the user is saying."""
+    """The language model and the auxiliary heads: which word the user is saying, which answer is called for."""
 
-    def __init__(self, config: LMConfig, vocabulary: int):
+    def __init__(self, config: LMConfig, vocabulary: int, answers: int):
         super().__init__()
         self.lm = LMModel(config)
         self.heard = nn.Linear(config.dim, vocabulary + 1, bias=False)
+        self.asked = nn.Linear(config.dim, answers + 1, bias=False)
 
 
 def losses(model: Trainee, batch: Batch) -> dict[str, mx.array]:
-    """Mean cross-entropies (`words`, `padding`, `semantic`, `acoustic`, `silence`, `heard`) of a batch."""
+    """Mean cross-entropies (`words`, `padding`, `semantic`, `acoustic`, `silence`, `heard`, `asked`) of a batch."""
     hidden, text_logits = model.lm.forward_text(batch.inputs)
     text = nn.losses.cross_entropy(text_logits, batch.text)
     words = (batch.text != PADDING).astype(mx.float32)
@@ -135,6 +141,7 @@ def losses(model: Trainee, batch: Batch) -> dict[str, mx.array]:
     audio = nn.losses.cross_entropy(logits, mx.maximum(wanted, 0)) * given
     speech = given * batch.depth_speech[:, None]
     heard = nn.losses.cross_entropy(model.heard(hidden), batch.heard)
+    calling = (batch.asked > 0).astype(mx.float32)
     some = (batch.heard > 0).astype(mx.float32) * 0.9 + 0.1
     return {
         "words": _mean(text, words),
@@ -143,6 +150,7 @@ def losses(model: Trainee, batch: Batch) -> dict[str, mx.array]:
         "acoustic": _mean(audio[:, 1:], speech[:, 1:]),
         "silence": _mean(audio, given - speech),
         "heard": _mean(heard, some),
+        "asked": _mean(nn.losses.cross_entropy(model.asked(hidden), batch.asked), calling),
     }
 
 
@@ -159,7 +167,7 @@ def total(parts: Mapping[str, mx.array], weights: Mapping[str, float], share_of_
     text = (text_words * parts["words"] + text_padding * parts["padding"]) / (text_words + text_padding)
     semantic, acoustic = w["semantic"], 7 * w["acoustic"]
     audio = (semantic * parts["semantic"] + acoustic * parts["acoustic"]) / (semantic + acoustic)
-    return text + audio + w["silence"] * parts["silence"] + w["heard"] * parts["heard"]
+    return text + audio + w["silence"] * parts["silence"] + w["heard"] * parts["heard"] + w["asked"] * parts["asked"]
 
 
 def _mean(values: mx.array, weights: mx.array) -> mx.array:
