@@ -25,7 +25,7 @@ def try_devices(choices: dict[str, Choice]) -> None:
     """
     from .audio_io import AudioIO
 
-    AudioIO(**choices, echo_cancel=False).close()
+    AudioIO(choices["input"], choices["output"], echo_cancel=False).close()
 
 
 def devices_table(devices: list[dict[str, Any]]) -> Table:
@@ -33,11 +33,12 @@ def devices_table(devices: list[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", justify="right")
     table.add_column("name", overflow="fold")
-    for column in ("microphone", "speaker", "sound system"):
+    for column in ("microphone", "speaker"):
         table.add_column(column)
+    table.add_column("identifier", overflow="fold", style="dim")
     for device in devices:
         ends = [_end(device["input"]), _end(device["output"])]
-        table.add_row(str(device["number"]), device["name"], *ends, device["host"])
+        table.add_row(str(device["number"]), device["name"], *ends, device["id"])
     return table
 
 

@@ -96,7 +96,7 @@ def converse_with_file(args: argparse.Namespace) -> int:
     if run.interrupted:
         console.print(f"Interrupted after {writer.seconds:.1f} s; what there was by then was written.", highlight=False)
     if written:
-        console.print(f"written: {written}", highlight=False)
+        console.print(f"written: {written}", highlight=False, soft_wrap=True)
     return INTERRUPTED if run.interrupted else 0
 
 

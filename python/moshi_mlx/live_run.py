@@ -18,6 +18,7 @@ from .live_state import LiveState, clock
 from .measures import memory_line
 from .moshi import Moshi
 from .options import load_model, sampling, warm_up
+from .quiet import libraries_kept_quiet
 from .recording import Recording
 from .session import Session
 from .sound import Samples, WavWriter, load_sound, need_extension
@@ -33,7 +34,11 @@ def converse_live(args: argparse.Namespace) -> int:
     if STDOUT in (args.input, args.output, args.transcript):
         raise InputError("Pipes need both --input and --output; with a microphone or speaker, name a file.")
     need_extension()
-    console = Console(stderr=True)
+    with libraries_kept_quiet() as stderr:
+        return _converse(args, Console(file=stderr))
+
+
+def _converse(args: argparse.Namespace, console: Console) -> int:
     devices = chosen(args)
     try_devices(devices)
     heard = None if args.input is None else load_sound(args.input)
@@ -58,7 +63,7 @@ def converse_live(args: argparse.Namespace) -> int:
     summary(state, console)
     written = [name for name in (args.output, args.record, args.transcript, args.trace) if name]
     if written:
-        console.print(f"written: {' and '.join(written)}", highlight=False)
+        console.print(f"written: {' and '.join(written)}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -83,7 +88,7 @@ def open_ends(
     """
     from .audio_io import AudioIO
 
-    device = AudioIO(**devices, echo_cancel=not args.no_echo_cancel, max_lag_ms=args.max_lag)
+    device = AudioIO(devices["input"], devices["output"], echo_cancel=not args.no_echo_cancel, max_lag_ms=args.max_lag)
     ear = None if heard is None else FileEar(heard, args.tail)
     mouth = FileMouth(writer) if writer else None
     return LiveSound(device, ear, mouth, cancels=not args.no_echo_cancel)
@@ -103,7 +108,8 @@ def run(conversation: Conversation, sound: LiveSound, keys: Keys, stop: StopRequ
 
 def summary(state: LiveState, console: Console) -> None:
     """Print what the conversation was like."""
-    console.print(f"{clock(state.elapsed)} · {state.steps} steps · " + " · ".join(text for text, _ in figures(state)))
+    line = f"{clock(state.elapsed)} · {state.steps} steps · " + " · ".join(text for text, _ in figures(state))
+    console.print(line, highlight=False, soft_wrap=True)
     console.print(memory_line(), highlight=False)
 
 
@@ -112,5 +118,7 @@ def list_devices() -> int:
     need_extension()
     from . import audio_io
 
-    Console().print(devices_table(audio_io.list_devices()))
+    with libraries_kept_quiet():
+        devices = audio_io.list_devices()
+    Console().print(devices_table(devices))
     return 0

@@ -134,7 +134,7 @@ class LiveScreen:
         if self._in_line and self._console.file is self._words_to:
             say(self._words_to, "\n")
             self._in_line = False
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> "LiveScreen":
         if self._live is not None:
