@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -148,20 +149,21 @@ class Server:
         limits = self.limits
         # Larger messages than `message_bytes` are still read, up to this, to tell the client what's wrong with them.
         longest = max(2 << 20, limits.message_bytes)
-        socket = web.WebSocketResponse(
-            heartbeat=limits.heartbeat_seconds, compress=False, max_msg_size=longest, timeout=2
+        channel = web.WebSocketResponse(
+            heartbeat=limits.heartbeat_seconds, compress=False, max_msg_size=longest, timeout=2, writer_limit=4096
         )
-        if not socket.can_prepare(request).ok:
+        if not channel.can_prepare(request).ok:
             raise web.HTTPUpgradeRequired(text="This address speaks WebSocket.\n", headers={"Upgrade": "websocket"})
-        await socket.prepare(request)
+        await channel.prepare(request)
+        _keep_buffers_small(request.transport)
         self.metrics.add("moshi_connections_total")
-        connection = Connection(self, socket, dialect, token)
+        connection = Connection(self, channel, dialect, token)
         self._connections.add(connection)
         try:
             await connection.run()
         finally:
             self._connections.discard(connection)
-        return socket
+        return channel
 
     async def _info(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"model": self.model, "formats": FORMATS, **self._counts()})
@@ -196,6 +198,17 @@ def _at_the_door(server: Server) -> Middleware:
         return await handler(request)
 
     return check
+
+
+def _keep_buffers_small(transport: asyncio.Transport | None) -> None:
+    """Let what waits for a slow client wait in its outbox, where stale sound is dropped, and not on the way."""
+    if transport is None:
+        return
+    transport.set_write_buffer_limits(high=8192)
+    connection = transport.get_extra_info("socket")
+    # The kernel would else take megabytes, which is minutes of sound.
+    if connection is not None and (unsent := getattr(socket, "TCP_NOTSENT_LOWAT", None)) is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, unsent, 8192)
 
 
 class _Refusal(asyncio.Protocol):

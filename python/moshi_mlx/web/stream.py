@@ -66,7 +66,9 @@ class StreamDialect(Dialect):
         except (ValueError, TypeError, KeyError, RecursionError):
             raise StreamError('A text message should be a JSON object with a "type".') from None
         if kind == "ping":
-            yield event("pong", id=message.get("id") if isinstance(message.get("id"), (int, float, str)) else None)
+            mark = message.get("id")
+            fits = isinstance(mark, (int, float)) or (isinstance(mark, str) and len(mark) <= 64)
+            yield event("pong", id=mark if fits else None)
         elif kind == "restart":
             connection.restart()
             yield event("restarted")

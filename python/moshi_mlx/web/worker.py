@@ -186,6 +186,9 @@ class Worker:
             work()
             del work  # or the thread would keep a closed conversation's state while it waits
         mx.synchronize()
+        # A thread's streams are torn down with it, or MLX ends the process when it exits (0.32; older ones share them).
+        if clear := getattr(mx, "clear_streams", None):
+            clear()
 
     def _step(self, conversation: Conversation, pcm: Sound, waited: float) -> None:
         inbox = conversation.inbox
