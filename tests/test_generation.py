@@ -1,13 +1,18 @@
 """LMGen: sampling, forced tokens, batches, hooks, and graphs that are built once."""
 
+import json
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from golden import golden, reference
 
-from moshi_mlx import LMGen, LMModel
+from moshi_mlx import LMConfig, LMGen, LMModel
+from moshi_mlx.checkpoint import pieces
 from moshi_mlx.errors import InputError
 from moshi_mlx.lm.sampling import Sampling, gumbel_noise, sample
+from moshi_mlx.lm.weights import build
+from moshi_mlx.untrained import random_tensors
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +118,47 @@ def test_the_cache_does_not_grow(lm: LMModel) -> None:
     sizes = set()
     for _ in range(3 * lm.config.context):
         gen.step(np.zeros((1, 8), np.int32))
-        sizes.add(sum(array.nbytes for array in gen.state.arrays()))
+        sizes.add(gen.state.kv.nbytes + gen.state.line.nbytes)
     assert len(sizes) == 1
+
+
+def wide_model() -> LMModel:
+    """A random model with heads 64 wide, as the published ones have at least."""
+    config = LMConfig.from_dict(
+        json.loads((golden("moshi") / "config.json").read_text()) | {"dim": 128, "num_heads": 2, "num_layers": 2}
+    )
+    return build(config, random_tensors({name: piece.shape for name, piece in pieces(config).items()}, seed=3))
+
+
+@pytest.mark.parametrize(("bits", "bound"), [(8, 0.02), (4, 0.3)])
+def test_a_quantized_cache_stays_close_and_takes_less_memory(bits: int, bound: float) -> None:
+    lm = wide_model()
+    codes = user_codes()
+
+    def run_with(kv_bits: int | None) -> tuple[np.ndarray, int]:
+        seen: list[np.ndarray] = []
+        gen = LMGen(lm, temp=0, temp_text=0, kv_bits=kv_bits, on_text_logits=lambda x: seen.append(np.array(x)))
+        for t in range(codes.shape[2]):
+            # Forced tokens keep both conversations the same.
+            gen.step(codes[:, :, t], np.full((1, 9), t, np.int32))
+        return np.concatenate(seen), gen.state.kv.nbytes
+
+    exact, whole = run_with(None)
+    close, packed = run_with(bits)
+    error = (close - exact).std() / exact.std()
+    assert 0 < error < bound, f"text logits differ by {error:.3f} of their spread"
+    assert packed < whole * (bits + 2) / 32
+
+
+def test_a_quantized_cache_goes_on_in_chunks() -> None:
+    lm = wide_model()
+    tokens = mx.random.randint(0, 60, (1, 17, 60), key=mx.random.key(1))
+    whole, state = lm.make_state(1, kv_bits=8), lm.make_state(1, kv_bits=8)
+    steps = [lm.forward_text(tokens[:, :, t : t + 1], whole)[0] for t in range(60)]
+    chunks = [lm.forward_text(tokens[:, :, t : t + 20], state)[0] for t in (0, 20, 40)]
+    # Within a chunk keys are still exact, so the two agree up to the quantization.
+    error = mx.abs(mx.concatenate(steps, axis=1) - mx.concatenate(chunks, axis=1)).max().item()
+    assert error < 0.05
 
 
 def test_sampling_follows_the_softmax_of_the_top_k() -> None:
@@ -142,5 +186,9 @@ def test_what_is_out_of_range_is_refused(lm: LMModel) -> None:
         LMGen(lm, temp=-1)
     with pytest.raises(InputError, match="top-k"):
         LMGen(lm, top_k=-5)
+    with pytest.raises(InputError, match="can't be quantized"):
+        LMGen(lm, kv_bits=8)
+    with pytest.raises(InputError, match="expected 8, 4"):
+        LMGen(lm, kv_bits=3)
     with pytest.raises(InputError, match="batch_size"):
         LMGen(lm, batch_size=0)

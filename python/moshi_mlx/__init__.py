@@ -7,8 +7,9 @@ session = moshi.session()
 frame = session.step(pcm)  # float32 [1920] in, frame.pcm and frame.text out, 12.5 times a second
 """
 
-from ._blas import load_openblas
+from ._cpu import keep_freed_memory, load_openblas
 
+keep_freed_memory()
 BLAS = load_openblas()
 """The BLAS put under MLX's CPU backend, None where MLX's own is used."""
 

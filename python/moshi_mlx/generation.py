@@ -14,12 +14,14 @@ import numpy.typing as npt
 from .errors import InputError
 from .layers import arrays_of, compiled
 from .lm import UNGENERATED_TOKEN, KVCache, LMModel, Sampling
+from .lm.cache import LayerCache
 from .lm.conditions import Conditions
 from .lm.sampling import gumbel_noise, sample
 from .lm.transformer import StepPosition
 
 Tokens = mx.array | npt.NDArray[Any]
 Hook = Callable[[mx.array], None]
+StateArrays = tuple[list[LayerCache], mx.array]
 
 _FIRST_WINDOW = 128
 
@@ -29,7 +31,7 @@ class GenState:
     """Everything a conversation's language model remembers between steps.
 
     Attributes:
-        kv: keys and values of every layer, and the number of steps taken.
+        kv: the KV cache, with the number of steps taken.
         line: the delay line, int32 [B, 1 + n_q, columns]; column `max_delay` is what the next step reads.
         seed: of the noise, with the step's number.
     """
@@ -43,9 +45,9 @@ class GenState:
         """Steps taken."""
         return self.kv.offset
 
-    def arrays(self) -> list[mx.array]:
-        """All arrays of the state."""
-        return [*self.kv.layers, self.line]
+    def arrays(self) -> StateArrays:
+        """All arrays of the state: the KV cache's layers, the delay line."""
+        return self.kv.layers, self.line
 
     def copy(self) -> GenState:
         """An independent state with the same content."""
@@ -80,9 +82,16 @@ class StepGraph:
     """
 
     def __init__(
-        self, lm: LMModel, batch_size: int, audio_sampling: Sampling, text_sampling: Sampling, compile: bool = True
+        self,
+        lm: LMModel,
+        batch_size: int,
+        audio_sampling: Sampling,
+        text_sampling: Sampling,
+        compile: bool = True,
+        kv_bits: int | None = None,
     ):
         self.lm = lm
+        self.kv_bits = kv_bits
         self.batch_size = batch_size
         self.audio_sampling = audio_sampling
         self.text_sampling = text_sampling
@@ -129,11 +138,11 @@ class StepGraph:
         return self._functions[key]
 
     def step(
-        self, arrays: Mapping[str, Any], state: list[mx.array], window: int
-    ) -> tuple[dict[str, mx.array], list[mx.array]]:
+        self, arrays: Mapping[str, Any], state: StateArrays, window: int
+    ) -> tuple[dict[str, mx.array], StateArrays]:
         """One step: what it computes, and the arrays of the state that it leaves."""
         lm, config = self.lm, self.lm.config
-        cache, line = state[:-1], state[-1]
+        cache, line = state
         now = config.max_delay
         forced = arrays.get("forced")
 
@@ -144,7 +153,7 @@ class StepGraph:
         tokens = mx.where(arrays["initial"], lm.initial_tokens(self.batch_size), columns[now])
         where = StepPosition(*arrays["where"])
         hidden, text_logits, cache = lm.step(tokens, cache, where, window, arrays.get("condition"))
-        text_token = sample(text_logits, self.text_sampling, arrays.get("text_noise"))
+        text_token = sample(text_logits, self.text_sampling, arrays.get("text_noise")).astype(mx.int32)
         if forced is not None:
             text_token = mx.where(forced[:, 0] >= 0, forced[:, 0], text_token)
         outputs = {"text_token": text_token, "text_logits": text_logits, "hidden": hidden}
@@ -164,7 +173,7 @@ class StepGraph:
             [columns[1 + delay][:, k] for k, delay in enumerate(config.delays[: 1 + config.dep_q])], axis=1
         )
         line = mx.stack([*columns[1:], mx.full(columns[0].shape, UNGENERATED_TOKEN, mx.int32)], axis=2)
-        return outputs, [*cache, line]
+        return outputs, (cache, line)
 
 
 class LMGen:
@@ -181,7 +190,8 @@ class LMGen:
         conditions: values by name, for models that have conditions.
         compile: build a step's graph once, where MLX can.
         on_text_logits, on_text, on_audio: called at every step with `[B, text_card]`, `[B]` and `[B, dep_q]`.
-        graph: another generator's, to share what it compiled; the sampling is then that graph's.
+        kv_bits: quantize the KV cache to 8 or 4 bits.
+        graph: another generator's, to share what it compiled; sampling and cache are then as that graph has them.
 
     Raises:
         InputError: a parameter is out of range or a condition unknown.
@@ -201,11 +211,14 @@ class LMGen:
         on_text: Hook | None = None,
         on_audio: Hook | None = None,
         compile: bool = True,
+        kv_bits: int | None = None,
         graph: StepGraph | None = None,
     ):
         self.lm = lm
         self.batch_size = batch_size
-        self.graph = graph or StepGraph(lm, batch_size, Sampling(temp, top_k), Sampling(temp_text, top_k_text), compile)
+        self.graph = graph or StepGraph(
+            lm, batch_size, Sampling(temp, top_k), Sampling(temp_text, top_k_text), compile, kv_bits
+        )
         self.on_text_logits, self.on_text, self.on_audio = on_text_logits, on_text, on_audio
         self._condition = lm.condition_vector(conditions, batch_size)
         if self._condition is not None:
@@ -218,7 +231,8 @@ class LMGen:
         config = self.lm.config
         columns = config.max_delay + max(config.max_delay, 1) + 1
         line = mx.full((self.batch_size, config.n_q + 1, columns), UNGENERATED_TOKEN, dtype=mx.int32)
-        return GenState(self.lm.make_state(self.batch_size), line, self._seed if seed is None else seed)
+        kv = self.lm.make_state(self.batch_size, self.graph.kv_bits)
+        return GenState(kv, line, self._seed if seed is None else seed)
 
     def reset(self) -> None:
         """Begin a new conversation with the same seed."""
@@ -272,10 +286,10 @@ class LMGen:
         checked = None if forced is None else self._check(forced, 1 + self.lm.config.dep_q, "forced")
         return self.graph.inputs(self.state, codes, checked, self._condition)
 
-    def finish(self, outputs: Mapping[str, mx.array], arrays: list[mx.array]) -> StepResult:
+    def finish(self, outputs: Mapping[str, mx.array], arrays: StateArrays) -> StepResult:
         """Take over the state that a step left, and call the hooks."""
         kv = self.state.kv
-        kv.layers, self.state.line = arrays[:-1], arrays[-1]
+        kv.layers, self.state.line = arrays
         kv.offset += 1
         result = StepResult(
             outputs["tokens"] if kv.offset > self.lm.config.max_delay else None,

@@ -40,12 +40,15 @@ def choose_precision(tensors: Mapping[str, mx.array], quantization: Mapping[str,
         tensors: by name; quantized ones as `weight`, `scales` and, in affine modes, `biases`.
         quantization: quantized modules' names.
     """
-    stored = next((t.dtype for n, t in tensors.items() if n.endswith("out_norm.weight")), mx.bfloat16)
+    stored = {name: tensor.dtype for name, tensor in tensors.items()}
+    # A quantized model computes in its scales' type: another one would have them converted at every product.
+    scales = [f"{module}.scales" for module, how in quantization.items() if how.mode == "affine"]
+    dtype = stored.get(scales[0] if scales else "out_norm.weight", mx.bfloat16)
     if not on_cpu():
-        return Precision(stored, unpack=False)
+        return Precision(dtype, unpack=False)
     if 4 * _weights(tensors, quantization) <= _memory() // 4:
         return Precision(mx.float32, unpack=True)
-    return Precision(mx.float32 if quantization else stored, unpack=False)
+    return Precision(mx.float32 if quantization else dtype, unpack=False)
 
 
 def _weights(tensors: Mapping[str, mx.array], quantization: Mapping[str, Quantization]) -> int:

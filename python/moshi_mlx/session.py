@@ -194,7 +194,7 @@ class Session:
         state = self._gen.state
         written = min(state.offset, state.kv.context)
         tree = {
-            "kv": [layer[:, :, :, :written] for layer in state.kv.layers],
+            "kv": [[array[:, :, :, :written] for array in layer] for layer in state.kv.layers],
             "line": state.line,
             "encoder": self._encoder,
             "decoder": self._decoder,
@@ -208,6 +208,7 @@ class Session:
             "dropped": self.dropped,
             "pending": list(self._text.pending),
             "audio": [graph.audio_sampling.temp, graph.audio_sampling.top_k],
+            "kv_bits": graph.kv_bits,
             "text": [graph.text_sampling.temp, graph.text_sampling.top_k],
             "conditions": self._conditions,
         }
@@ -228,7 +229,8 @@ class Session:
         state = self._gen.make_state(about["seed"])
         state.kv.offset = about["offset"]
         for layer, kept in zip(state.kv.layers, tree["kv"], strict=True):
-            layer[:, :, :, : kept.shape[3]] = kept
+            for array, part in zip(layer, kept, strict=True):
+                array[:, :, :, : part.shape[3]] = part
         state.line = tree["line"]
         mx.eval(state.arrays(), tree["encoder"], tree["decoder"])
         self._gen.state = state

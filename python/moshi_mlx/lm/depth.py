@@ -28,7 +28,13 @@ class DepthSlice(nn.Module):
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Input vectors [..., depformer_dim] of `tokens`; -1 gives zero."""
-        x = embed(self.emb, tokens)
+        return self._widen(embed(self.emb, tokens))
+
+    def embed_generated(self, tokens: mx.array) -> mx.array:
+        """As `embed`, for tokens that were sampled or forced and so are never -1."""
+        return self._widen(self.emb(tokens))
+
+    def _widen(self, x: mx.array) -> mx.array:
         return self.low_rank(x) if "low_rank" in self else x
 
 
@@ -71,7 +77,7 @@ class DepthTransformer(nn.Module):
         token = text_token
         tokens = []
         for s, (slice_, weight_set) in enumerate(zip(self.slices, self._schedule, strict=True)):
-            x = inputs[:, :, weight_set] + slice_.embed(token)[:, None]
+            x = inputs[:, :, weight_set] + slice_.embed_generated(token)[:, None]
             for i, block in enumerate(self.weight_sets[weight_set]):
                 qkv = block.project(x)
                 if s == 0:

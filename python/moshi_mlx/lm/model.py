@@ -14,10 +14,11 @@ import mlx.nn as nn
 from ..config import LMConfig
 from ..errors import InputError
 from ..layers import Linear, RMSNorm
+from .cache import KVCache, LayerCache
 from .conditions import ConditionProvider, Conditions
 from .depth import DepthTransformer
 from .sampling import Sampling, sample
-from .transformer import KVCache, StepPosition, TemporalTransformer, embed
+from .transformer import StepPosition, TemporalTransformer, embed
 
 # A token that says "nothing here": it adds nothing to the input, and no loss is taken on it.
 ZERO_TOKEN = -1
@@ -51,7 +52,7 @@ class LMModel(nn.Module):
         self.text_emb = nn.Embedding(config.text_card + 1, config.dim)
         # One table for all codebooks, one after another, so that a step's lookups are one operation.
         self.audio_emb = nn.Embedding(config.n_q * (config.card + 1), config.dim)
-        self._codebook_rows = mx.arange(config.n_q, dtype=mx.int32) * (config.card + 1)
+        self._codebook_rows = mx.array([k * (config.card + 1) for k in range(config.n_q)], dtype=mx.int32)
         self.transformer = TemporalTransformer(
             config.dim, config.num_heads, config.hidden_dim, config.num_layers, config.context, config.max_period
         )
@@ -80,17 +81,17 @@ class LMModel(nn.Module):
         """Type of the activations."""
         return self.out_norm.weight.dtype
 
-    def make_state(self, batch_size: int = 1) -> KVCache:
-        """An empty KV cache for `batch_size` conversations in lockstep.
+    def make_state(self, batch_size: int = 1, kv_bits: int | None = None) -> KVCache:
+        """An empty KV cache for `batch_size` conversations in lockstep, its numbers quantized to `kv_bits` (8 or 4).
 
         Raises:
-            InputError: `batch_size` is below 1.
+            InputError: `batch_size` is below 1, or the cache can't be quantized so.
         """
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected at least 1.")
         config = self.config
-        shape = (batch_size, 2, config.num_heads, config.context, config.dim // config.num_heads)
-        return KVCache([mx.zeros(shape, self.dtype) for _ in range(config.num_layers)], config.context)
+        shape = (batch_size, config.num_heads, config.context, config.dim // config.num_heads)
+        return KVCache.empty(config.num_layers, shape, self.dtype, kv_bits)
 
     def embed(self, tokens: mx.array, condition: mx.array | None = None) -> mx.array:
         """Summed input vectors [B, T, D] of `tokens` [B, 1 + n_q, T]."""
@@ -122,8 +123,8 @@ class LMModel(nn.Module):
         return hidden, self.text_linear(hidden)
 
     def step(
-        self, tokens: mx.array, cache: list[mx.array], where: StepPosition, window: int, condition: mx.array | None
-    ) -> tuple[mx.array, mx.array, list[mx.array]]:
+        self, tokens: mx.array, cache: list[LayerCache], where: StepPosition, window: int, condition: mx.array | None
+    ) -> tuple[mx.array, mx.array, list[LayerCache]]:
         """One step of the temporal transformer with fixed shapes, for compilation.
 
         Returns:
@@ -158,9 +159,9 @@ class LMModel(nn.Module):
 
         def pick(s: int, logits: mx.array) -> mx.array:
             token = sample(logits, sampling, None if noise is None else noise[:, s])
-            return token if forced is None else mx.where(forced[:, s] >= 0, forced[:, s], token)
+            return token if forced is None else mx.where(forced[:, s] >= 0, forced[:, s].astype(token.dtype), token)
 
-        return mx.stack(self.depformer.step(hidden, text_token, pick), axis=1)
+        return mx.stack(self.depformer.step(hidden, text_token, pick), axis=1).astype(mx.int32)
 
     def condition_vector(self, conditions: Conditions | None, batch_size: int) -> mx.array | None:
         """The vectors [B, 1, D] that `conditions` add to every step's input, None where the model has no conditions.

@@ -46,20 +46,19 @@ def sample(logits: mx.array, sampling: Sampling, noise: mx.array | None = None) 
         noise: Gumbel noise [B, >= V]; needed unless greedy.
 
     Returns:
-        int32 [B].
+        uint32 [B].
     """
     if sampling.is_greedy:
-        return mx.argmax(logits, axis=-1).astype(mx.int32)
+        return mx.argmax(logits, axis=-1)
     if noise is None:
         raise InputError("Sampling at a temperature needs noise.")
     V = logits.shape[-1]
-    logits = logits.astype(mx.float32)
-    scores = logits * (1 / sampling.temp) + noise[:, :V]
+    scores = logits.astype(mx.float32) * (1 / sampling.temp) + noise[:, :V]
     if 0 < sampling.top_k < V:
         kth = V - sampling.top_k
         threshold = mx.partition(logits, kth, axis=-1)[:, kth : kth + 1]
         scores = mx.where(logits >= threshold, scores, -mx.inf)
-    return mx.argmax(scores, axis=-1).astype(mx.int32)
+    return mx.argmax(scores, axis=-1)
 
 
 def gumbel_noise(seed: int, step: int, shape: tuple[int, ...]) -> mx.array:

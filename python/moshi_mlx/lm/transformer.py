@@ -1,4 +1,4 @@
-"""The block that the temporal and the depth transformer are made of, and the temporal transformer's KV cache."""
+"""The block that the temporal and the depth transformer are made of, and the temporal transformer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..layers import Linear, RMSNorm, Rotary, attend, compiled, window_mask
+from .cache import KVCache, LayerCache, attend_cached, put
 
 
 def embed(table: nn.Embedding, tokens: mx.array) -> mx.array:
@@ -89,7 +90,7 @@ class TemporalTransformer(nn.Module):
             qkv = self._rotary(block.project(x), positions)
             keys_values = qkv[:, 1:]
             if state:
-                keys_values = mx.concatenate([state.layers[i], keys_values], axis=3)
+                keys_values = mx.concatenate([state.read(i, qkv.shape[-1]), keys_values], axis=3)
                 state.write(i, qkv[:, 1:])
             x = block.finish(x, block.attend(qkv[:, 0], keys_values, mask))
         if state:
@@ -97,13 +98,13 @@ class TemporalTransformer(nn.Module):
         return x
 
     def step(
-        self, x: mx.array, cache: list[mx.array], where: StepPosition, window: int
-    ) -> tuple[mx.array, list[mx.array]]:
+        self, x: mx.array, cache: list[LayerCache], where: StepPosition, window: int
+    ) -> tuple[mx.array, list[LayerCache]]:
         """One step with fixed shapes, for compilation.
 
         Args:
             x: inputs, [B, 1, D].
-            cache: keys and values of every layer, [B, 2, H, context, head_dim].
+            cache: keys and values of every layer.
             where: what depends on the step's number.
             window: how many of the cache's slots to read; all slots written so far must be among them.
 
@@ -113,9 +114,9 @@ class TemporalTransformer(nn.Module):
         new_cache = []
         for block, kept in zip(self.layers, cache, strict=True):
             qkv = self._rotary(block.project(x), where.positions)
-            kept = mx.slice_update(kept, qkv[:, 1:], where.slot, (3,))
+            kept = put(kept, qkv[:, 1:], where.slot)
             new_cache.append(kept)
-            x = block.finish(x, block.attend(qkv[:, 0], kept[:, :, :, :window], where.mask))
+            x = block.finish(x, attend_cached(qkv[:, 0], kept, window, where.mask))
         return x, new_cache
 
     def step_position(self, offset: int, window: int) -> StepPosition:
@@ -145,39 +146,3 @@ class StepPosition(tuple[mx.array, mx.array, mx.array]):
     def mask(self) -> mx.array:
         """Slots that hold something, bool [window]."""
         return self[2]
-
-
-class KVCache:
-    """Keys and values of the last `context` steps of every layer, in a ring.
-
-    Step `p` lies in slot `p % context`, so nothing moves while the window slides.
-    """
-
-    def __init__(self, layers: list[mx.array], context: int, offset: int = 0):
-        self.layers = layers
-        self.context = context
-        self.offset = offset
-
-    def slot_positions(self) -> np.ndarray:
-        """The step whose keys each slot holds, -1 where it is empty."""
-        slots = np.arange(self.context)
-        last = self.offset - 1
-        positions = last - (last - slots) % self.context
-        return np.where(positions >= 0, positions, -1)
-
-    def write(self, layer: int, keys_values: mx.array) -> None:
-        """Put the steps from `offset` on, [B, 2, H, T, head_dim], into their slots."""
-        T = keys_values.shape[3]
-        first = max(0, T - self.context)
-        cache = self.layers[layer]
-        step = first
-        while step < T:
-            slot = (self.offset + step) % self.context
-            count = min(T - step, self.context - slot)
-            cache[:, :, :, slot : slot + count] = keys_values[:, :, :, step : step + count]
-            step += count
-        self.layers[layer] = cache
-
-    def copy(self) -> KVCache:
-        """An independent cache with the same content."""
-        return KVCache([mx.array(layer) for layer in self.layers], self.context, self.offset)
