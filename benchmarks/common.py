@@ -136,7 +136,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor(),
         "cpus": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gb": round(memory_bytes() / 2**30, 1),
         "system": platform.platform(terse=True),
         "device": "CPU" if mx.default_device() == mx.cpu else "GPU (Metal)",
         "python": platform.python_version(),
@@ -146,6 +146,11 @@ def machine() -> dict[str, Any]:
         "load_at_start": load,
         "commit": _commit(),
     }
+
+
+def memory_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def machine_line() -> str:
