@@ -44,12 +44,12 @@ class Utterance:
     @property
     def first_frame(self) -> int:
         """The frame in which speech starts."""
-        return int(self.start * FRAME_RATE)
+        return int(self.start * FRAME_RATE + 1e-6)
 
     @property
     def end_frame(self) -> int:
         """The frame after the one in which speech ends."""
-        return min(math.ceil(self.end * FRAME_RATE), int(self.codes.shape[1]))
+        return min(math.ceil(self.end * FRAME_RATE - 1e-6), int(self.codes.shape[1]))
 
 
 def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:

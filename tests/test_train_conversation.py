@@ -1,0 +1,117 @@
+"""Conversations made for training: who speaks when, and what is written down of it."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from train_corpus import make_corpus
+
+from moshi_mlx.text import TextTokenizer
+from moshi_mlx.train.config import Config, MixConfig
+from moshi_mlx.train.conversation import END_OF_PADDING, PADDING, Conversation, Mixer
+from moshi_mlx.train.corpus import Utterance, read_corpus
+from moshi_mlx.train.script import Script
+
+PLAIN = MixConfig(frames=250, interruptions=0, backchannels=0, echoes=0, wrong_codes=0)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Script, list[Utterance], TextTokenizer]:
+    folder = tmp_path_factory.mktemp("corpus")
+    config = Config.load(make_corpus(folder))
+    return Script.load(config.script), read_corpus(folder / "corpus"), TextTokenizer(folder / "tokenizer.model")
+
+
+def conversations(parts: tuple[Script, list[Utterance], TextTokenizer], mix: MixConfig) -> list[Conversation]:
+    mixer = Mixer(*parts, mix)
+    return [mixer.draw(random.Random(n)) for n in range(30)]
+
+
+def test_a_corpus_survives_the_disk(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    _, utterances, _ = parts
+    spoken = next(u for u in utterances if u.text == "who are you" and u.split == "train")
+    assert spoken.codes.shape == (8, 2 + 3 * 4 + 3)
+    assert spoken.words == (("who", 0.16), ("are", 0.48), ("you", 0.8))
+    assert (spoken.first_frame, spoken.end_frame) == (2, 14)
+
+
+def test_answers_start_two_or_three_frames_after_the_question(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    for talk in conversations(parts, PLAIN):
+        for end, _, _ in talk.turns:
+            if end + 6 < talk.text.size:
+                silent = next(n for n in range(20) if talk.speaking[end + n])
+                # Moshi's first frame is one before its first sound.
+                assert silent in (1, 2), f"speech {silent} frames after the question's end"
+
+
+def test_the_text_stream_spells_the_answers(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    tokenizer = parts[2]
+    for talk in conversations(parts, PLAIN):
+        written = "".join(tokenizer.piece(int(t)) for t in talk.text).strip()
+        expected = " ".join(answer for _, _, answer in talk.turns)
+        assert expected.startswith(written) or written in expected, f"{written!r} is no start of {expected!r}"
+        first_words = np.flatnonzero((talk.text != PADDING) & (talk.text != END_OF_PADDING))
+        assert talk.text[first_words[0] - 1] == END_OF_PADDING
+
+
+def test_only_the_semantic_codebook_of_the_user_is_heard(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    for talk in conversations(parts, PLAIN):
+        assert (talk.user[0] >= 0).all()
+        assert (talk.user[1:] == -1).all()
+
+
+def test_an_interruption_silences_moshi_within_four_frames(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    mixer = Mixer(*parts, replace(PLAIN, interruptions=1.0))
+    seen = 0
+    for n in range(60):
+        talk = mixer.draw(random.Random(n))
+        talking = talk.speaking.astype(int)
+        hearing = np.flatnonzero(np.diff((talk.user[0] != 7).astype(int)) == 1) + 1
+        for start in hearing:
+            if 2 < start < talk.text.size - 6 and talking[start - 1] and talking[start]:
+                seen += 1
+                assert not talk.speaking[start + 5], "Moshi speaks on, five frames into an interruption"
+                assert (talk.moshi[:, start + 5] == mixer.silence).all()
+    assert seen > 5, "no interruptions were drawn"
+
+
+def test_and_yours_is_answered_for_the_turn_before(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    script, utterances, tokenizer = parts
+    mixer = Mixer(script, utterances, tokenizer, replace(PLAIN, follow_ups=2.5))
+    rng = random.Random(0)
+    kinds = set()
+    for _ in range(300):
+        last = rng.choice(list(script.intents.values()))
+        answer = rng.choice(last.answers)
+        said, _, reply = mixer.question(rng, last, answer)
+        kinds.add(said.name)
+        if said.name == "yours":
+            assert reply == script.intents[str(last.yours)].answers[0]
+        elif said.name == "again":
+            assert reply == answer
+        elif said.name == "another":
+            assert reply in last.answers and reply != answer
+    assert kinds >= {"yours", "again", "another"}
+
+
+def test_a_seed_always_gives_the_same_conversation(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    mixer = Mixer(*parts, MixConfig())
+    first, second = mixer.draw(random.Random(5)), mixer.draw(random.Random(5))
+    assert np.array_equal(first.codes, second.codes)
+    assert not np.array_equal(first.codes, mixer.draw(random.Random(6)).codes)
+
+
+def test_held_out_conversations_use_held_out_renderings_only(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    script, utterances, tokenizer = parts
+    mixer = Mixer(script, utterances, tokenizer, PLAIN, split="held_out")
+    rng = random.Random(0)
+    assert {mixer.question(rng, None, None)[0].split for _ in range(100)} == {"held_out"}
+
+
+def test_a_corpus_can_be_read_while_it_grows(tmp_path: Path):
+    config = Config.load(make_corpus(tmp_path))
+    before = len(read_corpus(config.work / "corpus"))
+    (config.work / "corpus" / ".00001.npz.123.part").write_bytes(b"half a shard")
+    assert len(read_corpus(config.work / "corpus")) == before

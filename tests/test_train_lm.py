@@ -1,0 +1,134 @@
+"""Training the language model: the loss is that of inference, it falls, a run resumes, the result converses."""
+
+import dataclasses
+import io
+import json
+import random
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from rich.console import Console
+from train_corpus import NANO, make_corpus
+
+import moshi_mlx
+from moshi_mlx.errors import CheckpointError, ConfigError
+from moshi_mlx.train.__main__ import main
+from moshi_mlx.train.config import Config
+from moshi_mlx.train.export import export
+from moshi_mlx.train.lm import Trainer
+from moshi_mlx.train.loss import losses, make_batch
+from moshi_mlx.train.progress import Progress
+
+pytestmark = pytest.mark.skipif(not (NANO / "codec").exists(), reason="the package comes without nano")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    make_corpus(folder)
+    return folder
+
+
+def work_in(corpus: Path, folder: Path) -> Config:
+    shutil.copytree(corpus, folder, dirs_exist_ok=True)
+    return Config.load(folder / "train.yaml")
+
+
+def quietly(trainer: Trainer, steps: int | None = None) -> list[dict[str, float]]:
+    config = trainer.config
+    with Progress(config.work, config.train.steps, Console(file=io.StringIO()), every=5) as progress:
+        trainer.run(progress, steps)
+    lines = (config.work / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if "scores" not in entry]
+
+
+def test_the_training_loss_is_that_of_the_teacher_forced_model(corpus: Path, tmp_path: Path):
+    trainer = Trainer(work_in(corpus, tmp_path))
+    talk = trainer.mixers["train"].draw(random.Random(1))
+    frames = talk.text.size
+    batch = make_batch([talk], trainer.lm_config, np.random.default_rng(0), frames, 0.5)
+    parts = losses(trainer.model, batch)
+    output = trainer.model.lm(mx.array(talk.codes[None]))
+    text = nn.losses.cross_entropy(output.text_logits[0, 0], mx.array(talk.text))
+    words = talk.text != 3
+    assert np.allclose(parts["words"].item(), np.array(text)[words].mean(), rtol=1e-4)
+    assert np.allclose(parts["padding"].item(), np.array(text)[~words].mean(), rtol=1e-4)
+    semantic = nn.losses.cross_entropy(output.logits[0, 0], mx.array(talk.moshi[0]))
+    assert np.allclose(parts["semantic"].item(), np.array(semantic)[talk.speaking].mean(), rtol=1e-4)
+
+
+def test_training_lowers_every_loss_and_yields_a_model_that_loads_and_speaks(corpus: Path, tmp_path: Path):
+    trainer = Trainer(work_in(corpus, tmp_path))
+    log = quietly(trainer)
+    first, last = log[0], log[-1]
+    for name in ("words", "padding", "semantic", "acoustic", "silence", "heard", "asked"):
+        assert last[name] < 0.95 * first[name], f"{name} went from {first[name]} to {last[name]}"
+    assert (tmp_path / "loss.svg").read_text(encoding="utf-8").startswith("<svg")
+    export(trainer, tmp_path / "model")
+    moshi = moshi_mlx.load(tmp_path / "model")
+    session = moshi.session(seed=0)
+    frames = [session.step(np.zeros(1920, np.float32)) for _ in range(4)]
+    assert all(np.isfinite(frame.pcm).all() for frame in frames)
+    assert frames[-1].tokens is not None
+
+
+def test_the_user_codebooks_that_were_never_trained_are_not_heard(corpus: Path, tmp_path: Path):
+    trainer = Trainer(work_in(corpus, tmp_path))
+    export(trainer, tmp_path / "model", averaged=False)
+    lm = moshi_mlx.load(tmp_path / "model").lm
+    codes = trainer.mixers["train"].draw(random.Random(1)).codes[None]
+    heard = codes.copy()
+    heard[:, 10:] = np.random.default_rng(0).integers(0, 512, heard[:, 10:].shape)
+    assert mx.allclose(lm(mx.array(codes)).text_logits, lm(mx.array(heard)).text_logits)
+    heard[:, 9] = 11
+    assert not mx.allclose(lm(mx.array(codes)).text_logits, lm(mx.array(heard)).text_logits)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(corpus: Path, tmp_path: Path):
+    whole = Trainer(work_in(corpus, tmp_path / "whole"))
+    quietly(whole, 30)
+    quietly(Trainer(work_in(corpus, tmp_path / "parts")), 20)
+    resumed = Trainer(Config.load(tmp_path / "parts" / "train.yaml"))
+    assert resumed.resume() and resumed.step == 20
+    quietly(resumed, 30)
+    left, right = whole.model.lm.text_linear.weight, resumed.model.lm.text_linear.weight
+    assert mx.allclose(left, right, atol=1e-5), f"weights differ by {mx.abs(left - right).max().item()}"
+
+
+def test_fine_tuning_starts_from_a_checkpoint(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    trainer = Trainer(config)
+    export(trainer, tmp_path / "model", averaged=False)
+    tuned = Trainer(config, init=tmp_path / "model")
+    assert mx.allclose(tuned.model.lm.text_linear.weight, trainer.model.lm.text_linear.weight, atol=1e-3)
+    other = dataclasses.replace(config, model={**config.model, "dim": 32})
+    with pytest.raises(ConfigError, match="another shape"):
+        Trainer(other, init=tmp_path / "model")
+
+
+def test_a_run_of_another_model_is_not_resumed(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    Trainer(config).save()
+    other = dataclasses.replace(config, model={**config.model, "dim": 32})
+    with pytest.raises(CheckpointError, match="another model"):
+        Trainer(other).resume()
+
+
+def test_the_command_trains_and_says_where_the_model_is(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    work_in(corpus, tmp_path)
+    assert main(["lm", str(tmp_path / "train.yaml"), "--steps", "6", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert "model in" in capsys.readouterr().out
+
+
+def test_training_without_a_corpus_says_what_to_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    work_in(corpus, tmp_path)
+    shutil.rmtree(tmp_path / "corpus")
+    assert main(["lm", str(tmp_path / "train.yaml")]) == ConfigError.exit_code
+    assert "moshi_mlx.train.data" in capsys.readouterr().out

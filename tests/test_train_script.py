@@ -1,0 +1,79 @@
+"""The script file that nano was trained on, and what makes a script."""
+
+from pathlib import Path
+
+import pytest
+
+import moshi_mlx
+from moshi_mlx.errors import ConfigError
+from moshi_mlx.train.config import Config
+from moshi_mlx.train.script import Script, expand, normalize
+
+pytest.importorskip("yaml", reason="the train extra isn't installed")
+
+NANO = Path(moshi_mlx.__file__).parent / "nano"
+
+
+@pytest.fixture(scope="module")
+def script() -> Script:
+    return Script.load(NANO / "script.yaml")
+
+
+def test_the_script_has_enough_intents_wordings_and_short_answers(script: Script):
+    assert len(script.intents) >= 120
+    for intent in script.intents.values():
+        assert len(intent.ask) >= 8, f"{intent.name} has {len(intent.ask)} wordings"
+        assert len(intent.held_out) >= 2, f"{intent.name} has {len(intent.held_out)} held-out wordings"
+        assert 1 <= len(intent.answers) <= 3, f"{intent.name} has {len(intent.answers)} answers"
+
+
+def test_no_answer_belongs_to_two_intents(script: Script):
+    seen: dict[str, str] = {}
+    for intent in (*script.intents.values(), script.out_of_domain):
+        for answer in intent.answers:
+            words = normalize(answer)
+            assert words not in seen, f"{answer!r} is said by {intent.name} and {seen[words]}"
+            seen[words] = intent.name
+
+
+def test_held_out_wordings_are_never_trained_on(script: Script):
+    trained = {normalize(text) for _, i in script.wordings() for line in i.ask for text in expand(line)}
+    for _, intent in script.wordings():
+        held_out = {normalize(text) for line in intent.held_out for text in expand(line)}
+        assert not held_out & trained, f"{intent.name}: {sorted(held_out & trained)}"
+
+
+def test_no_wording_asks_for_two_things(script: Script):
+    owner: dict[str, str] = {}
+    for _, intent in script.wordings():
+        for text in {normalize(t) for line in (*intent.ask, *intent.held_out) for t in expand(line)}:
+            assert owner.setdefault(text, intent.name) == intent.name, f"{text!r}: {intent.name} and {owner[text]}"
+
+
+def test_choices_and_options_expand_to_every_text():
+    assert expand("(good|fine) day [to you]") == ["good day to you", "good day", "fine day to you", "fine day"]
+    assert expand("plain words") == ["plain words"]
+
+
+def test_an_intent_without_answers_is_refused_by_name(tmp_path: Path):
+    text = (NANO / "script.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "script.yaml"
+    path.write_text(text.replace('    answers: ["Okay."]\n', "    answers: []\n"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="'stop' has no answers"):
+        Script.load(path)
+
+
+def test_a_file_that_is_no_script_is_refused(tmp_path: Path):
+    path = tmp_path / "script.yaml"
+    path.write_text("intents: {hello: {ask: hi}}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="no script"):
+        Script.load(path)
+
+
+def test_nanos_configuration_is_readable_and_a_typing_mistake_is_named(tmp_path: Path):
+    config = Config.load(NANO / "train.yaml")
+    assert set(config.data.held_out_voices).isdisjoint(config.data.voices)
+    path = tmp_path / "train.yaml"
+    path.write_text((NANO / "train.yaml").read_text(encoding="utf-8").replace("batch:", "bacth:"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="unknown bacth"):
+        Config.load(path)
