@@ -52,7 +52,7 @@ def check_codes(
     _check_batch(codes.shape[0], "codes", batch_size)
     if isinstance(codes, mx.array):
         return codes.astype(mx.int32)
-    low, high = int(codes.min()), int(codes.max())  # type: ignore[arg-type]
+    low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= bins:
         raise InputError(f"codes go from {low} to {high}; expected 0 to {bins - 1}.")
     return mx.array(codes.astype(np.int32))
