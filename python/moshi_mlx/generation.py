@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -147,9 +148,11 @@ class StepGraph:
         forced = arrays.get("forced")
 
         columns = [line[:, :, c] for c in range(line.shape[2])]
-        for k, delay in enumerate(config.delays[1 + config.dep_q :]):
-            stream = 1 + config.dep_q + k
-            columns[now + delay] = _put(columns[now + delay], stream, arrays["codes"][:, k : k + 1])
+        first_user = 1 + config.dep_q
+        for delay, group in itertools.groupby(range(first_user, config.n_q + 1), key=config.delays.__getitem__):
+            streams = list(group)
+            codes = arrays["codes"][:, streams[0] - first_user : streams[-1] + 1 - first_user]
+            columns[now + delay] = _put(columns[now + delay], streams[0], codes)
         tokens = mx.where(arrays["initial"], lm.initial_tokens(self.batch_size), columns[now])
         where = StepPosition(*arrays["where"])
         hidden, text_logits, cache = lm.step(tokens, cache, where, window, arrays.get("condition"))
@@ -172,7 +175,8 @@ class StepGraph:
         outputs["tokens"] = mx.stack(
             [columns[1 + delay][:, k] for k, delay in enumerate(config.delays[: 1 + config.dep_q])], axis=1
         )
-        line = mx.stack([*columns[1:], mx.full(columns[0].shape, UNGENERATED_TOKEN, mx.int32)], axis=2)
+        # The line moves on by a column; what the last one then holds is overwritten before it is read.
+        line = mx.stack([*columns[1:], columns[0]], axis=2)
         return outputs, (cache, line)
 
 
