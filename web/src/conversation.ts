@@ -51,6 +51,7 @@ export class Conversation {
   private sent = 0;
   private base = 0;
   private next: { step: number; heard: number } | undefined;
+  private latest = { step: 0, heard: 0 };
   private speaking = -1;
   private words: { step: number; text: string; time: number }[] = [];
   private roundTrips: number[] = [];
@@ -127,12 +128,13 @@ export class Conversation {
       case "ready":
         return this.ready();
       case "step":
-        this.next = { step: event.step, heard: event.heard };
+        this.next = this.latest = { step: event.step, heard: event.heard };
         this.stepMs = event.step_ms;
         this.dropped = { ...this.dropped, in: event.dropped_in, out: event.dropped_out };
         return this.tell();
       case "text":
-        this.words.push({ step: Math.round(event.time / FRAME_SECONDS), text: event.text, time: event.time });
+        // In the user's time, as everything here: the model's is behind it by what was dropped or lost.
+        this.words.push({ ...this.latest, text: event.text, time: (this.base + this.latest.heard / FRAME) * FRAME_SECONDS });
         return;
     }
   }

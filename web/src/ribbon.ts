@@ -78,8 +78,9 @@ export class Ribbon {
       return;
     }
     const after = last ? last.time + (last.width + 8) / this.scale : 0;
-    // Where words come faster than they have room, they go on to the right, but not far from their sound.
-    this.words.push({ text: text.trim(), time: Math.min(Math.max(time, after), time + 0.6), width: this.measure(text.trim()) });
+    // Where words come faster than they have room, they go on to the right; those too far from their sound are left out.
+    if (after > time + 0.6) return;
+    this.words.push({ text: text.trim(), time: Math.max(time, after), width: this.measure(text.trim()) });
     if (this.words.length > 80) this.words.shift();
   }
 

@@ -92,7 +92,7 @@ export class View {
   }
 
   transcript(transcript: Transcript): void {
-    const atEnd = this.list.scrollTop + this.list.clientHeight > this.list.scrollHeight - 60;
+    const atEnd = this.list.scrollTop + this.list.clientHeight > this.list.scrollHeight - 120;
     for (const entry of transcript.entries.slice(-6)) {
       if (entry.who === "moshi") this.moshi(entry);
       else if (entry.end - entry.start > 0.3) this.user(entry);

@@ -2,6 +2,8 @@
 const CROSSINGS = 12;
 /** Table entries per zero crossing; between them the table is interpolated. */
 const STEPS = 256;
+/** From here on a tap is left out: at the very end, rounding would decide whether it counts. */
+const LAST = CROSSINGS * STEPS - 1;
 /** The band's edge, as part of the lower rate's Nyquist frequency. */
 const EDGE = 0.94;
 
@@ -63,7 +65,7 @@ export class Resampler {
       for (let j = first; j <= last; j++) {
         const x = Math.abs(at - j) * this.scale * STEPS;
         const k = Math.floor(x);
-        if (k > CROSSINGS * STEPS) continue;
+        if (k >= LAST) continue;
         const low = TABLE[k]!;
         sum += sound[j]! * (low + (TABLE[k + 1]! - low) * (x - k));
       }
