@@ -35,3 +35,73 @@ class Resampler:
     @property
     def delay(self) -> int:
         """How late the output is, in output samples: drop as many from the beginning to align it with the input."""
+
+def list_devices() -> list[dict[str, Any]]:
+    """List the microphones and speakers of every sound system there is, the preferred system first.
+
+    Each has `number`, `host` (CoreAudio, PulseAudio, ALSA, ...), `name`, `id`, and `input` and `output`: None, or
+    `channels`, `rate`, `rates` (common ones that it can have) and `default`.
+    """
+
+class AudioIO:
+    """The microphone and the speaker of a conversation, at 24 kHz mono whatever the devices are.
+
+    `input` and `output`: None for the system's default (followed when it changes), a number from list_devices(), a part
+    of a name, or False for no such side. A device that goes away is replaced by what is there, and taken back when it
+    returns; meanwhile `read` gives silence. With `echo_cancel`, what the speaker really played is removed from what the
+    microphone heard; `noise_suppression` also lowers steady background noise. More than `max_lag_ms` of sound that waits to be read is dropped but for its newest frame.
+
+    Raises DeviceError: no device, unknown, busy, refused.
+    """
+
+    def __init__(
+        self,
+        input: int | str | bool | None = None,
+        output: int | str | bool | None = None,
+        echo_cancel: bool = True,
+        max_lag_ms: float = 400.0,
+        noise_suppression: bool = False,
+    ) -> None: ...
+    def read(self, timeout: float = 1.0) -> NDArray[np.float32]:
+        """Wait for the next frame, float32 [1920]; raises TimeoutError after `timeout` seconds without one."""
+
+    def write(self, pcm: NDArray[np.float32], timeout: float | None = None) -> None:
+        """Hand over at most one frame, float32 [samples].
+
+        Without a timeout it returns at once, and sound that would wait for more than two frames is skipped, oldest
+        first: right for answers to `read`, which come in its rhythm. With a timeout it first waits until the frame
+        would not queue up: right for a file; raises TimeoutError after `timeout` seconds.
+        """
+
+    @property
+    def dropped_frames(self) -> int:
+        """Frames dropped since the start because `read` came too late."""
+
+    def stats(self) -> dict[str, Any]:
+        """Everything that is measured: the name ends with the unit (ms, us, db, ppm, rate), others are counts.
+
+        Devices: input_device, input_host, input_rate, input_channels, input_rebuilds, input_xruns (noticed by the
+        system), and the same for output. Lag: frames, dropped_frames, lag_ms. Losses: input_overruns,
+        input_overrun_ms, output_underruns, output_skipped_ms, output_unheard_frames. Rings: input_ring_ms,
+        output_ring_ms, output_set_point_ms, output_drift_ppm. Paths: capture_to_read_ms (without the 80 ms of
+        the frame itself; capture_to_read_with_frame_ms with them), write_to_speaker_ms, input_device_latency_ms,
+        output_device_latency_ms. Levels: input_level_db, heard_level_db (after echo cancellation), output_level_db,
+        echo_reduction_db. Callbacks: input_callbacks, input_callback_frames, input_callback_mean_us,
+        input_callback_worst_us, input_callback_worst_gap_ms, and the same for output. Numbers of a stream are missing
+        while there is none.
+        """
+
+    def events(self) -> list[dict[str, str]]:
+        """What happened to the devices since the last call, for the user.
+
+        Each has `kind` (lost, rebuilt, moved, hint), `side` (input, output) and `message`, a sentence.
+        """
+
+    def clear(self) -> None:
+        """Forget what was heard so far: the conversation begins now."""
+
+    def close(self) -> None:
+        """Close the devices; a second call does nothing, other calls raise DeviceError from then on."""
+
+    def __enter__(self) -> "AudioIO": ...
+    def __exit__(self, *exception: object) -> None: ...

@@ -1,0 +1,198 @@
+"""AudioIO on a real sound server: the virtual microphone and speaker of a private PulseAudio."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from sound_server import RATE, SoundServer, hurry, missing_program, sound_server
+
+pytestmark = pytest.mark.skipif(
+    missing_program() is not None or not sys.platform.startswith("linux"),
+    reason=f"{missing_program() or 'Linux'} is needed for a private sound server",
+)
+
+# Runs in a process of its own, whose environment names the private server: hands every frame read to the speaker.
+LOOP = """
+import json, sys, time
+from moshi_mlx.audio_io import AudioIO
+seconds = float(sys.argv[1])
+events = []
+with AudioIO(echo_cancel=False) as sound:
+    print("ready", flush=True)
+    for _ in range(int(seconds * 12.5)):
+        sound.write(sound.read(timeout=20.0))
+        events += sound.events()
+    print(json.dumps({"stats": sound.stats(), "events": events}))
+"""
+
+# Rings hold more than this; a sound server that does not call back for longer loses sound by itself.
+LONGEST_STALL_MS = 60
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[SoundServer]:
+    with sound_server() as running:
+        yield running
+
+
+class Loop:
+    """The loop program, running."""
+
+    def __init__(self, server: SoundServer, seconds: float, program: str = LOOP) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, str(seconds)],
+            env=server.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hurry,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if line.strip() != "ready":
+            raise AssertionError(f"the loop did not start: {line}{self.process.communicate()[1]}")
+
+    def result(self) -> dict:
+        import json
+
+        out, errors = self.process.communicate(timeout=120)
+        assert self.process.returncode == 0, errors
+        return json.loads(out.splitlines()[-1])
+
+
+def tone(seconds: float, hz: float = 400.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * hz * np.arange(int(RATE * seconds)) / RATE)).astype(np.float32)
+
+
+def sounding(samples: np.ndarray) -> np.ndarray:
+    """Loudness in stretches of 10 ms."""
+    stretches = samples[: len(samples) // 480 * 480].reshape(-1, 480)
+    return np.sqrt((stretches**2).mean(axis=1))
+
+
+def test_sound_goes_through_without_a_gap(server: SoundServer) -> None:
+    seconds = 15.0
+    with server.recording() as recording:
+        loop = Loop(server, seconds)
+        player = server.play(tone(seconds + 5))
+        result = loop.result()
+        player.terminate()
+        player.wait()
+    stats = result["stats"]
+    loud = sounding(recording.samples[0])
+    heard = np.flatnonzero(loud > 0.1)
+    assert len(heard) > 0, f"nothing was played: {stats}"
+    inside = loud[heard[0] + 2 : heard[-1] - 2]
+    assert len(inside) > 100 * (seconds - 3), f"only {len(inside) / 100} s were played: {stats}"
+    gaps = np.flatnonzero(inside < 0.05)
+    stalled = max(stats["input_callback_worst_gap_ms"], stats["output_callback_worst_gap_ms"])
+    if stalled > LONGEST_STALL_MS:
+        pytest.skip(f"the machine is too busy: the sound server stood still for {stalled:.0f} ms")
+    assert stats["output_underruns"] == 0, f"underruns: {stats}"
+    assert len(gaps) == 0, f"silence at {gaps[:10] / 100} s: {stats}"
+    assert stats["dropped_frames"] == 0 and stats["output_skipped_ms"] == 0, stats
+    assert stats["input_overruns"] == 0 and stats["frames"] >= seconds * 12
+    assert not result["events"]
+
+
+def test_levels_latency_and_devices_are_reported(server: SoundServer) -> None:
+    loop = Loop(server, 4.0)
+    player = server.play(tone(8.0))
+    stats = loop.result()["stats"]
+    player.terminate()
+    player.wait()
+    # A sine of amplitude 0.3 has -13.5 dB.
+    assert abs(stats["input_level_db"] + 13.5) < 2 and abs(stats["output_level_db"] + 13.5) < 2, stats
+    assert stats["input_device"] and stats["output_device"] == "speaker" and stats["output_rate"] == RATE
+    assert 0 < stats["write_to_speaker_ms"] < 400 and 0 < stats["capture_to_read_ms"] < 400, stats
+    assert stats["input_callbacks"] > 50 and stats["output_callbacks"] > 50
+
+
+def test_a_speaker_pulled_out_and_plugged_in_again_goes_on(server: SoundServer) -> None:
+    loop = Loop(server, 14.0)
+    player = server.play(tone(20.0))
+    time.sleep(2.0)
+    server.remove_speaker()
+    time.sleep(3.0)
+    server.add_speaker()
+    with server.recording() as recording:
+        result = loop.result()
+    player.terminate()
+    player.wait()
+    kinds = [(event["side"], event["kind"]) for event in result["events"]]
+    assert ("output", "lost") in kinds and ("output", "rebuilt") in kinds, result["events"]
+    assert result["stats"]["output_device"] == "speaker", result
+    assert result["stats"]["frames"] >= 13.0 * 12.5, "the microphone's side stood still meanwhile"
+    loud = sounding(recording.samples[0])
+    assert (loud > 0.1).sum() > 100, "nothing is played on the speaker that came back"
+
+
+def test_two_conversations_at_once(server: SoundServer) -> None:
+    loops = [Loop(server, 5.0), Loop(server, 5.0)]
+    player = server.play(tone(10.0))
+    results = [loop.result() for loop in loops]
+    player.terminate()
+    player.wait()
+    for result in results:
+        assert result["stats"]["frames"] >= 60 and not result["events"], result
+
+
+def test_a_device_by_a_part_of_its_name_and_errors_in_words(server: SoundServer) -> None:
+    program = """
+from moshi_mlx import errors
+from moshi_mlx.audio_io import AudioIO, list_devices
+print("ready", flush=True)
+devices = list_devices()
+assert any(d["input"] and d["input"]["default"] for d in devices), devices
+assert any(d["output"] and d["output"]["default"] for d in devices), devices
+with AudioIO(input=False, output="spea") as sound:
+    assert sound.stats()["output_device"] == "speaker"
+    try:
+        sound.read()
+    except errors.InputError as error:
+        assert "input is False" in str(error)
+try:
+    AudioIO(input="no such thing")
+except errors.DeviceError as error:
+    assert "no microphone is called" in str(error) and "there are: " in str(error), error
+else:
+    raise AssertionError("it was opened")
+print("{}")
+"""
+    assert Loop(server, 0.0, program).result() == {}
+
+
+def test_a_file_for_the_speaker_is_played_at_its_own_pace(server: SoundServer) -> None:
+    program = """
+import time, numpy as np
+from moshi_mlx.audio_io import AudioIO
+print("ready", flush=True)
+sound = (0.3 * np.sin(2 * np.pi * 400 * np.arange(1920 * 50) / 24000)).astype(np.float32)
+with AudioIO(input=False) as speaker:
+    for frame in sound.reshape(50, 1920):
+        speaker.write(frame, timeout=10.0)
+    time.sleep(0.5)
+    assert speaker.stats()["output_skipped_ms"] == 0, speaker.stats()
+print("{}")
+"""
+    with server.recording() as recording:
+        Loop(server, 0.0, program).result()
+    loud = sounding(recording.samples[0])
+    seconds = (loud > 0.1).sum() / 100
+    assert 3.8 < seconds < 4.3, f"4 s of sound lasted {seconds} s"
+
+
+def test_without_a_sound_server_the_error_says_what_to_do(tmp_path: os.PathLike[str]) -> None:
+    program = """
+from moshi_mlx import errors
+from moshi_mlx.audio_io import AudioIO
+try:
+    AudioIO()
+except errors.DeviceError as error:
+    print(error)
+"""
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(tmp_path), "PULSE_SERVER": "unix:/nowhere"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
+    if not done.stdout and not done.stderr:
+        pytest.skip("this machine has a sound card")
+    assert "microphone" in done.stdout or "can't be opened" in done.stdout, done.stdout + done.stderr
