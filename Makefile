@@ -1,4 +1,4 @@
-# make build | demo | test | lint | bench | check-macos | wheel | clean     Each works as the first command on a fresh machine.
+# make build | demo | test | lint | web | bench | check-macos | wheel | clean     Each works as the first command on a fresh machine.
 
 SHELL := /bin/sh
 VENV := .venv
@@ -10,7 +10,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(wildcard rust/*/Cargo.toml) $(wildcard r
 # Arguments for pytest: make test PYTEST_ARGS="-k mimi"
 PYTEST_ARGS ?=
 
-.PHONY: help build system demo test test-rust test-python lint bench check-macos wheel clean
+.PHONY: help build system demo test test-rust test-python lint web web-tools bench check-macos wheel clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -43,13 +43,21 @@ test: build test-rust test-python
 test-rust: build
 	cargo test --locked --release --no-default-features -q
 
-test-python: build
+test-python: build web-tools
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	@sh scripts/lint-rust.sh
+
+# Builds the page that ships in the package from its TypeScript sources.
+web: web-tools
+	cd web && npm run -s build
+
+# What builds and tests the page: packages from npm, and a Chromium on Debian. The tests go on without them.
+web-tools:
+	@sh scripts/web-tools.sh
 
 bench: build
 	@sh scripts/bench.sh

@@ -21,6 +21,7 @@ export class Ribbon {
   private moshi: Column[] = [];
   private user: Column[] = [];
   private words: Word[] = [];
+  private leftOut = false;
   private clock: (() => number) | undefined;
   private colours = { moshi: "", you: "", ink: "", line: "", serif: "" };
 
@@ -72,6 +73,7 @@ export class Ribbon {
 
   word(text: string, time: number): void {
     const last = this.words.at(-1);
+    if (!text.startsWith(" ") && this.leftOut) return;
     if (last && (!text.startsWith(" ") || text.trim() === "")) {
       last.text += text.trim();
       last.width = this.measure(last.text);
@@ -79,7 +81,8 @@ export class Ribbon {
     }
     const after = last ? last.time + (last.width + 8) / this.scale : 0;
     // Where words come faster than they have room, they go on to the right; those too far from their sound are left out.
-    if (after > time + 0.6) return;
+    this.leftOut = after > time + 0.6;
+    if (this.leftOut) return;
     this.words.push({ text: text.trim(), time: Math.max(time, after), width: this.measure(text.trim()) });
     if (this.words.length > 80) this.words.shift();
   }
