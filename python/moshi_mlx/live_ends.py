@@ -110,7 +110,7 @@ class LiveSound:
                 speaker=stats["output_device"] or "none",
                 lag_ms=stats["lag_ms"],
                 dropped=stats["dropped_frames"],
-                underruns=stats["output_underruns"],
+                underruns=stats["output_underruns"] + stats["output_xruns"],
                 echo_db=stats["echo_reduction_db"] if self._cancels else None,
             )
         if self._ear:
