@@ -11,8 +11,6 @@ const FRAME_NS: f64 = FRAME_SIZE as f64 / SAMPLE_RATE as f64 * 1e9;
 
 /// A writer on the microphone's clock and a device whose clock is `ppm` faster.
 struct Simulation {
-    rate: u32,
-    block: usize,
     writer: PlaybackWriter,
     device: PlaybackCallback,
     reference: PlayedReference,
@@ -33,8 +31,6 @@ impl Simulation {
     fn new(rate: u32, block: usize, ppm: f64) -> Self {
         let (writer, device, played) = playback_pair(rate, 1).unwrap();
         Self {
-            rate,
-            block,
             writer,
             device,
             reference: PlayedReference::new(played, rate).unwrap(),

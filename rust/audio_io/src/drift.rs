@@ -1,21 +1,34 @@
 //! Keeps a ring between two clocks at its set point by nudging the rate of the resampler that fills it.
 
-/// Time constant of the level's average, in seconds.
-const SMOOTHING: f64 = 3.0;
 /// Time constant in which the worst jitter seen is forgotten, in seconds.
 const MEMORY: f64 = 60.0;
-/// Natural frequency of the loop in radians per second: slow enough that no pitch change is heard.
-const SPEED: f64 = 0.05;
 /// Most that the level's error may add to the clocks' difference.
 const MAX_CORRECTION: f64 = 0.001;
 /// Largest difference between two clocks that is followed.
 const MAX_DRIFT: f64 = 0.002;
+
+/// How fast a loop reacts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// Time constant of the level's average, in seconds.
+    smoothing: f64,
+    /// Natural frequency of the loop in radians per second.
+    speed: f64,
+}
+
+impl Pace {
+    /// For what is listened to: slow enough that no pitch change is heard.
+    pub const HEARD: Self = Self { smoothing: 3.0, speed: 0.05 };
+    /// For the echo canceller's reference: so steady that the echo's path seems not to move.
+    pub const STEADY: Self = Self { smoothing: 20.0, speed: 0.01 };
+}
 
 /// A critically damped proportional-integral loop on a ring's level, in seconds of sound.
 ///
 /// The set point is not fixed: it is the smallest level at which the deepest dip seen lately still leaves `margin`.
 #[derive(Debug, Clone)]
 pub struct LevelControl {
+    pace: Pace,
     margin: f64,
     ceiling: f64,
     mean: f64,
@@ -27,28 +40,29 @@ pub struct LevelControl {
 
 impl LevelControl {
     /// A loop that keeps `margin` seconds in reserve, and never aims above `ceiling`.
-    pub fn new(margin: f64, ceiling: f64) -> Self {
-        Self { margin, ceiling, mean: 0.0, jitter: 0.0, target: margin, drift: 0.0, seen: 0.0 }
+    pub fn new(margin: f64, ceiling: f64, pace: Pace) -> Self {
+        Self { pace, margin, ceiling, mean: 0.0, jitter: 0.0, target: margin, drift: 0.0, seen: 0.0 }
     }
 
     /// Takes a level measured `dt` seconds after the one before; gives the relative rate change to apply.
     pub fn update(&mut self, level: f64, dt: f64) -> f64 {
+        let Pace { smoothing, speed } = self.pace;
         self.seen += dt;
-        let weight = (dt / (SMOOTHING.min(self.seen) + dt)).max(dt / (SMOOTHING + dt));
+        let weight = dt / (smoothing.min(self.seen) + dt);
         self.mean += weight * (level - self.mean);
         self.jitter = (self.mean - level).max(self.jitter * (1.0 - dt / MEMORY)).max(0.0);
         let wanted = (self.margin + self.jitter).min(self.ceiling);
-        self.target += (dt / (SMOOTHING + dt)) * (wanted - self.target);
+        self.target += (dt / (smoothing + dt)) * (wanted - self.target);
         let error = self.mean - self.target;
-        self.drift = (self.drift + SPEED * SPEED * error * dt).clamp(-MAX_DRIFT, MAX_DRIFT);
-        let correction = (2.0 * SPEED * error).clamp(-MAX_CORRECTION, MAX_CORRECTION);
+        self.drift = (self.drift + speed * speed * error * dt).clamp(-MAX_DRIFT, MAX_DRIFT);
+        let correction = (2.0 * speed * error).clamp(-MAX_CORRECTION, MAX_CORRECTION);
         -(self.drift + correction)
     }
 
     /// Starts the average anew at `level`, keeping what was learned about the clocks: the ring was emptied or skipped.
     pub fn restart(&mut self, level: f64) {
         self.mean = level;
-        self.seen = SMOOTHING;
+        self.seen = self.pace.smoothing;
     }
 
     /// Where the level should be, in seconds.
@@ -73,7 +87,7 @@ mod tests {
 
     /// A ring filled by a clock that is `ppm` too fast, watched every 80 ms.
     fn run(ppm: f64, seconds: f64, jitter: f64) -> (LevelControl, f64, f64) {
-        let mut control = LevelControl::new(0.012, 0.08);
+        let mut control = LevelControl::new(0.012, 0.08, Pace::HEARD);
         let (mut level, mut low, mut high) = (0.02, f64::MAX, f64::MIN);
         let mut adjust = 0.0;
         let mut noise = 1u32;

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::capture::CaptureReader;
+use crate::echo::EchoCanceller;
 use crate::frame::SAMPLE_RATE;
 use crate::meter::{Level, power_db};
 use crate::playback::PlaybackWriter;
@@ -14,13 +15,8 @@ const PATIENCE_NS: u64 = 250_000_000;
 /// Zeros for so long are no silence: the microphone is refused or muted.
 const ZEROS_SECONDS: f64 = 3.0;
 
-/// A canceller as the engine needs it: equal lengths, any length, state kept between calls.
-pub trait Canceller: Send {
-    /// Replaces `output` with `mic` less what `played` left in it.
-    fn process(&mut self, mic: &[f32], played: &[f32], output: &mut Vec<f32>);
-    /// Samples by which `output` is late.
-    fn delay(&self) -> usize;
-}
+/// Played sound above this power (-60 dB) can be heard by a microphone.
+const AUDIBLE: f64 = 1e-6;
 
 /// Locks without giving up when another thread died with the lock.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -155,7 +151,7 @@ impl OutputEnd {
 #[derive(Default)]
 pub struct EchoEnd {
     /// None when it is off.
-    pub canceller: Option<Box<dyn Canceller>>,
+    pub canceller: Option<Box<EchoCanceller>>,
     /// What was played; none while there is no speaker.
     pub reference: Option<PlayedReference>,
     /// Loudness of what the model hears.
@@ -167,7 +163,7 @@ pub struct EchoEnd {
 
 impl EchoEnd {
     /// An end with this canceller, or with none.
-    pub fn new(canceller: Option<Box<dyn Canceller>>) -> Self {
+    pub fn new(canceller: Option<Box<EchoCanceller>>) -> Self {
         Self { canceller, ..Self::default() }
     }
 
@@ -181,12 +177,11 @@ impl EchoEnd {
             Some(reference) => reference.take(mic.len(), &mut self.played)?,
             None => self.played.resize(mic.len(), 0.0),
         }
-        match &mut self.canceller {
-            Some(canceller) => canceller.process(mic, &self.played, clean),
-            None => {
-                clean.clear();
-                clean.extend_from_slice(mic);
-            }
+        clean.clear();
+        clean.extend_from_slice(mic);
+        if let Some(canceller) = &mut self.canceller {
+            // Refused only for unequal lengths; these are equal.
+            let _ = canceller.process(clean, &self.played);
         }
         self.measure(mic, clean);
         Ok(())
@@ -200,7 +195,7 @@ impl EchoEnd {
         let power = |x: &[f32]| x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / x.len().max(1) as f64;
         let seconds = mic.len() as f64 / f64::from(SAMPLE_RATE);
         self.level.update(power(clean) as f32, seconds as f32);
-        if power(&self.played) > 1e-6 {
+        if power(&self.played) > AUDIBLE {
             let weight = (seconds / 2.0).min(1.0);
             self.before += weight * (power(mic) - self.before);
             self.after += weight * (power(clean) - self.after);

@@ -7,7 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::devices::{self, Chosen, DeviceFault, Direction, Selection};
-use crate::ends::{Canceller, EchoEnd, InputEnd, OutputEnd, lock};
+use crate::echo::EchoCanceller;
+use crate::ends::{EchoEnd, InputEnd, OutputEnd, lock};
 use crate::frame::{Frame, FrameQueue, SAMPLE_RATE};
 use crate::line::{Event, HostMaker, Line, LineStatus, Socket};
 use crate::playback::Written;
@@ -27,7 +28,7 @@ pub struct Options {
     /// The speaker.
     pub output: Selection,
     /// Echo cancellation, if any.
-    pub canceller: Option<Box<dyn Canceller>>,
+    pub canceller: Option<Box<EchoCanceller>>,
     /// Samples at 24 kHz that may wait for the model before frames are dropped.
     pub max_lag: usize,
     /// Where devices come from.

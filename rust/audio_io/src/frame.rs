@@ -81,6 +81,11 @@ impl FrameQueue {
         self.made
     }
 
+    /// Samples that came in so far.
+    pub fn received(&self) -> u64 {
+        self.made * FRAME_SIZE as u64 + self.partial.len() as u64
+    }
+
     /// Forgets everything that waits (not counted as dropped): a conversation begins now.
     pub fn clear(&mut self) {
         self.frames.clear();

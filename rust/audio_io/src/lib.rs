@@ -3,6 +3,12 @@
 pub mod capture;
 pub mod devices;
 pub mod drift;
+pub mod echo;
+mod echo_drift;
+mod echo_filter;
+mod echo_reference;
+mod echo_spectrum;
+mod echo_suppressor;
 pub mod ends;
 pub mod engine;
 pub mod fade;
@@ -22,5 +28,11 @@ mod python;
 
 #[cfg(test)]
 mod clock_tests;
+#[cfg(test)]
+mod echo_tests;
+#[cfg(test)]
+mod engine_tests;
+#[cfg(test)]
+mod memory_host;
 #[cfg(test)]
 mod realtime_tests;

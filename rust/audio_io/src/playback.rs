@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
-use crate::drift::LevelControl;
+use crate::drift::{LevelControl, Pace};
 use crate::frame::{FRAME_SIZE, SAMPLE_RATE};
 use crate::meter::{CallbackTimes, Count, Level};
 use crate::playback_callback::PlaybackCallback;
@@ -81,7 +81,7 @@ pub fn playback_pair(
     let writer = PlaybackWriter {
         ring: producer,
         resampler: Resampler::adjustable(SAMPLE_RATE, rate)?,
-        control: LevelControl::new(MARGIN, FRAME_SECONDS),
+        control: LevelControl::new(MARGIN, FRAME_SECONDS, Pace::HEARD),
         converted: Vec::with_capacity(rate as usize / 5),
         rate,
         last_write_ns: None,

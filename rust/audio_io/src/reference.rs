@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use rtrb::Consumer;
 
-use crate::drift::LevelControl;
+use crate::drift::{LevelControl, Pace};
 use crate::frame::SAMPLE_RATE;
 use crate::resample::{ResampleError, Resampler};
 
@@ -35,7 +35,7 @@ impl PlayedReference {
         Ok(Self {
             ring,
             resampler: Resampler::adjustable(rate, SAMPLE_RATE)?,
-            control: LevelControl::new(MARGIN, CEILING / 2.0),
+            control: LevelControl::new(MARGIN, CEILING / 2.0, Pace::STEADY),
             waiting: VecDeque::with_capacity(SAMPLE_RATE as usize),
             raw: Vec::with_capacity(capacity),
             converted: Vec::with_capacity(SAMPLE_RATE as usize),

@@ -17,8 +17,11 @@ use crate::playback::{PlaybackWriter, playback_pair};
 use crate::playback_callback::PlaybackCallback;
 use crate::reference::PlayedReference;
 
-/// Length of a callback's block that is asked for; devices may take another.
-const BLOCK_SECONDS: f64 = 0.010;
+/// Length of the microphone's blocks that is asked for; devices may take another.
+const CAPTURE_BLOCK: f64 = 0.010;
+/// The same for the speaker. Linux's sound servers call back from an ordinary thread, which a busy machine may keep
+/// waiting; they hold two blocks.
+const PLAYBACK_BLOCK: f64 = if cfg!(target_os = "linux") { 0.020 } else { 0.010 };
 /// How long a sound system may take to open a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -89,7 +92,7 @@ pub fn open_capture(chosen: &Chosen, epoch: Instant) -> Result<(Running, Capture
     })?;
     let state = Arc::new(StreamState::default());
     let mut last = None;
-    for config in configs(&usual) {
+    for config in configs(&usual, CAPTURE_BLOCK) {
         let (mut callback, reader) = capture_pair(config.sample_rate, config.channels.into())
             .map_err(|e| DeviceFault::Unsupported { name: chosen.name.clone(), what: e.to_string() })?;
         let meters = reader.meters.clone();
@@ -146,7 +149,7 @@ pub fn open_playback(
     };
     let state = Arc::new(StreamState::default());
     let mut last = None;
-    for config in configs(&usual) {
+    for config in configs(&usual, PLAYBACK_BLOCK) {
         let (writer, mut callback, played) =
             playback_pair(config.sample_rate, config.channels.into()).map_err(unsupported)?;
         let reference = PlayedReference::new(played, config.sample_rate).map_err(unsupported)?;
@@ -184,8 +187,8 @@ pub fn open_playback(
 }
 
 /// Short blocks first, then whatever the device likes.
-fn configs(usual: &SupportedStreamConfig) -> [StreamConfig; 2] {
-    let wanted = (f64::from(usual.sample_rate()) * BLOCK_SECONDS) as u32;
+fn configs(usual: &SupportedStreamConfig, block: f64) -> [StreamConfig; 2] {
+    let wanted = (f64::from(usual.sample_rate()) * block) as u32;
     let block = match usual.buffer_size() {
         SupportedBufferSize::Range { min, max } if min <= max => wanted.clamp(*min, *max),
         _ => wanted,

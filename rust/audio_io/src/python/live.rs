@@ -9,8 +9,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyList};
 
 use crate::devices::{self, DeviceFault, Direction, Port, Selection};
+use crate::echo::{EchoCanceller, EchoOptions};
 use crate::engine::{Engine, Options, samples_in};
-use crate::frame::FRAME_SIZE;
+use crate::frame::{FRAME_SIZE, SAMPLE_RATE};
 use crate::stats::{self, Value};
 
 /// Python's signals are looked at this often while a call blocks.
@@ -80,13 +81,16 @@ struct AudioIO {
 #[pymethods]
 impl AudioIO {
     #[new]
-    #[pyo3(signature = (input = None, output = None, echo_cancel = true, max_lag_ms = 400.0))]
+    #[pyo3(signature = (
+        input = None, output = None, echo_cancel = true, max_lag_ms = 400.0, noise_suppression = false
+    ))]
     fn new(
         py: Python<'_>,
         input: Option<Bound<'_, PyAny>>,
         output: Option<Bound<'_, PyAny>>,
         echo_cancel: bool,
         max_lag_ms: f64,
+        noise_suppression: bool,
     ) -> PyResult<Self> {
         let (input, output) = (selection(py, input)?, selection(py, output)?);
         if !(80.0..=60_000.0).contains(&max_lag_ms) {
@@ -94,8 +98,11 @@ impl AudioIO {
             return Err(super::error(py, "InputError", message));
         }
         let both = input != Selection::Off && output != Selection::Off;
+        let echo = EchoOptions { noise_suppression, ..EchoOptions::default() };
+        let canceller = EchoCanceller::new(SAMPLE_RATE, echo)
+            .map_err(|e| super::error(py, "InputError", e.to_string()))?;
         let options = Options {
-            canceller: if echo_cancel && both { super::canceller() } else { None },
+            canceller: (echo_cancel && both).then(|| Box::new(canceller)),
             input,
             output,
             max_lag: samples_in(max_lag_ms),

@@ -1,5 +1,6 @@
 //! The Python module `moshi_mlx.audio_io`: thin classes and functions around the core.
 
+mod echo;
 mod live;
 mod sound;
 
@@ -18,13 +19,9 @@ fn error(py: Python<'_>, name: &str, message: String) -> PyErr {
     }
 }
 
-/// The echo canceller that a conversation uses.
-fn canceller() -> Option<Box<dyn crate::ends::Canceller>> {
-    None
-}
-
 #[pymodule]
 fn audio_io(module: &Bound<'_, PyModule>) -> PyResult<()> {
     sound::register(module)?;
+    echo::register(module)?;
     live::register(module)
 }
