@@ -52,6 +52,8 @@ def compiled(function: F) -> F:
 def linear(x: mx.array, weight: mx.array) -> mx.array:
     """Product of activations [..., I] and weights [O, I], giving [..., O]."""
     rows = x.size // x.shape[-1]
+    if rows == 1 and on_cpu():
+        return (weight @ x.reshape(-1, 1)).reshape(*x.shape[:-1], -1)
     if rows <= _MAX_COLUMNS and on_cpu():
         return (weight @ x.reshape(rows, -1).T).T.reshape(*x.shape[:-1], -1)
     return x @ weight.T
@@ -80,12 +82,12 @@ class RMSNorm(nn.Module):
 
 
 @mx.custom_function
-def _turn(x: mx.array, phases: mx.array) -> mx.array:
+def turn(x: mx.array, phases: mx.array) -> mx.array:
     """Turn neighbouring pairs of `x` by the complex `phases`."""
     return mx.view(mx.view(x, mx.complex64) * phases, mx.float32)
 
 
-@_turn.vjp
+@turn.vjp
 def _turn_back(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
     # MLX has no gradient for `view`; that of a rotation is the opposite rotation.
     phases = primals[1]
@@ -116,7 +118,7 @@ class Rotary:
     def __call__(self, qkv: mx.array, positions: mx.array) -> mx.array:
         """Turn `qkv` [B, 3, H, T, head_dim]; `positions` comes from the method of that name."""
         if positions.dtype == mx.complex64:
-            turned_pairs: mx.array = _turn(qkv.astype(mx.float32), positions[:, None])
+            turned_pairs: mx.array = turn(qkv.astype(mx.float32), positions[:, None])
             return turned_pairs.astype(qkv.dtype)
         B, _, H, T, D = qkv.shape
         # At one position the values can go along, turned by zero; further positions would turn them.
@@ -144,6 +146,19 @@ def window_mask(query_start: int, length: int, key_positions: np.ndarray, contex
 
 def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
     """Scaled dot-product attention of `q` [B, H, T, D] over `k`, `v` [B, H, n, D], giving [B, T, H * D]."""
-    B, H, T, D = q.shape
-    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=D**-0.5, mask=mask)
-    return out.swapaxes(1, 2).reshape(B, T, H * D)
+    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
+    return merge_heads(out)
+
+
+def split_heads(qkv: mx.array, heads: int) -> mx.array:
+    """Stacked queries, keys and values [B, T, 3 * D] as [B, 3, H, T, head_dim]."""
+    B, T, width = qkv.shape
+    if T == 1:
+        return qkv.reshape(B, 3, heads, 1, -1)
+    return qkv.reshape(B, T, 3, heads, width // (3 * heads)).transpose(0, 2, 3, 1, 4)
+
+
+def merge_heads(x: mx.array) -> mx.array:
+    """What every head attended to, [B, H, T, head_dim], as [B, T, D]."""
+    B, H, T, D = x.shape
+    return (x if T == 1 else x.swapaxes(1, 2)).reshape(B, T, H * D)
