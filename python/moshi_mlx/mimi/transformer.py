@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import MimiConfig
-from ..layers import linear, on_cpu
+from ..layers import linear, on_cpu, turn
 from .activations import decay, gelu
 
 _EPS = 1e-5
@@ -42,7 +42,8 @@ class Rotary:
 
 def rotate(qkv: mx.array, phases: mx.array) -> mx.array:
     """Turn pairs of `qkv` [B, T, 3, H, head_dim] by `phases`."""
-    return mx.view(mx.view(qkv.astype(mx.float32), mx.complex64) * phases, mx.float32).astype(qkv.dtype)
+    turned: mx.array = turn(qkv.astype(mx.float32), phases)
+    return turned.astype(qkv.dtype)
 
 
 def ring_length(context: int, steps: int) -> int:
@@ -51,7 +52,7 @@ def ring_length(context: int, steps: int) -> int:
 
 
 def visible(position: mx.array, steps: int, slots: int, context: int) -> mx.array:
-    """Which ring slots each of `steps` queries from `position` on may see, once those are written: bool [steps, slots]."""
+    """Which ring slots each of `steps` queries from `position` on may see, as bool [steps, slots]."""
     queries = position + mx.arange(steps, dtype=mx.int32)
     age = (queries[:, None] - mx.arange(slots, dtype=mx.int32)) % slots
     # A slot of this write that lies after the query would look `slots - 1` steps old: beyond the context by then.
