@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,7 @@ import moshi_mlx
 
 import mlx.core as mx  # isort: skip
 import numpy as np
+from common import Figure, options, report
 from mlx.utils import tree_flatten
 
 from moshi_mlx.checkpoint import Quantization, Recipe, expected_tensors, pieces, write_safetensors
@@ -165,62 +164,57 @@ def ask(question: str, folder: Path, weights: Path, cold: bool) -> dict[str, flo
     return {**json.loads(done.stdout), "process": time.perf_counter() - start}
 
 
-def measure(folder: Path, weights: Path, runs: int) -> dict[str, Any]:
+def measure(folder: Path, weights: Path, runs: int) -> tuple[list[Figure], dict[str, Any]]:
     """Everything, warm runs in turns so that each is paired with a reading of the same moment."""
     size = weights.stat().st_size
     cold = {name: ask(name, folder, weights, cold=True)["seconds"] for name in ("read_once", "load_lm")}
     names = ("read_once", "read_into_memory", "load_lm")
     warm = [{name: ask(name, folder, weights, cold=False) for name in names} for _ in range(runs)]
-    seconds = {name: statistics.median(run[name]["seconds"] for run in warm) for name in names}
     by = {
         name: [run["load_lm"]["seconds"] / run[name]["seconds"] for run in warm]
         for name in ("read_once", "read_into_memory")
     }
     start = ask("first_frame", folder, weights, cold=False)
-    return {
-        "file_bytes": size,
-        **{f"{name}_s": value for name, value in seconds.items()},
-        **{f"load_by_{name}": statistics.median(ratios) for name, ratios in by.items()},
-        **{f"load_by_{name}_runs": ratios for name, ratios in by.items()},
-        **{f"cold_{name}_s": value for name, value in cold.items()},
-        "cold_load_by_read_once": cold["load_lm"] / cold["read_once"],
-        "peak_by_file": max(run["load_lm"]["peak"] for run in warm) / size,
-        "peak_by_what_is_held": max(run["load_lm"]["peak"] / run["load_lm"]["held"] for run in warm),
-        "start_to_first_frame_s": start["process"] - start["second_frame"],
-        "of_which_load_s": start["load"],
-        "of_which_first_step_s": start["first_frame"],
-        "step_after_s": start["second_frame"],
-    }
+    # Where a checkpoint stays packed, memory must stay near the file's size; unpacked to float32 it can't.
+    packed = warm[0]["load_lm"]["held"] < 1.05 * size
+    figures = [
+        Figure.exact("file", "GB", size / 1e9),
+        *(Figure.of(f"{_WORDS[name]}", "s", [run[name]["seconds"] for run in warm]) for name in names),
+        *(Figure.of(f"loading by {_WORDS[name]}", "x", ratios) for name, ratios in by.items()),
+        *(Figure.exact(f"{_WORDS[name]}, not in the system's cache", "s", value) for name, value in cold.items()),
+        Figure.of("peak memory by file", "x", [r["load_lm"]["peak"] / size for r in warm], 1.1 if packed else None),
+        Figure.of("peak memory by what is held", "x", [r["load_lm"]["peak"] / r["load_lm"]["held"] for r in warm]),
+        Figure.exact("start of the process to first frame", "s", start["process"] - start["second_frame"]),
+        Figure.exact("  of which loading", "s", start["load"]),
+        Figure.exact("  of which the first step", "s", start["first_frame"]),
+    ]
+    return figures, {"warm": warm, "cold": cold, "first_frame": start}
+
+
+_WORDS = {
+    "read_once": "reading the file into one buffer",
+    "read_into_memory": "reading the file into memory",
+    "load_lm": "loading the language model",
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--shape", choices=("7b", "small"), default="small", help="7b: 4.8 GB at 4 bits")
     parser.add_argument("--bits", type=int, default=4, help="0: bfloat16")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", help="where to make the model (removed afterwards)")
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--ask", nargs=3, metavar=("QUESTION", "FOLDER", "WEIGHTS"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.ask:
-        question, folder, weights = options.ask
+    chosen = parser.parse_args()
+    if chosen.ask:
+        question, folder, weights = chosen.ask
         print(json.dumps(QUESTIONS[question](Path(folder), Path(weights))))
         return
-    config = PUBLISHED if options.shape == "7b" else SMALL
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        weights = make_model(Path(name), config, options.bits or None)
-        result = measure(Path(name), weights, options.runs)
-    result |= {
-        "question": "loading", "shape": options.shape, "bits": options.bits or 16, "runs": options.runs,
-        "machine": platform.processor() or platform.machine(), "system": platform.platform(),
-        "cpus": os.cpu_count(), "python": platform.python_version(), "mlx": mx.__version__, "blas": moshi_mlx.BLAS,
-    }  # fmt: skip
-    if options.json:
-        print(json.dumps(result))
-        return
-    width = max(map(len, result))
-    for key, value in result.items():
-        print(f"{key:{width}}  {value:.3f}" if isinstance(value, float) else f"{key:{width}}  {value}")
+    config = PUBLISHED if chosen.shape == "7b" else SMALL
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
+        weights = make_model(Path(name), config, chosen.bits or None)
+        figures, details = measure(Path(name), weights, chosen.runs)
+    report(__doc__, chosen.json, figures, {"shape": chosen.shape, "bits": chosen.bits or 16, **details})
 
 
 if __name__ == "__main__":
