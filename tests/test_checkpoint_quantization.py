@@ -130,7 +130,8 @@ def test_chunks_of_a_matrix_quantize_like_the_whole(mode):
 MEMORY = """
     import sys, mlx.core as mx
     import moshi_mlx
-    from moshi_mlx.checkpoint import load_lm_tensors
+    from mlx.utils import tree_flatten
+    from moshi_mlx.checkpoint import load_lm, load_lm_tensors
     from moshi_mlx.config import LMConfig, read_config
     from pathlib import Path
 
@@ -138,13 +139,18 @@ MEMORY = """
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
-    folder, quantize = Path(sys.argv[1]), sys.argv[2]
+    folder, quantize, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     config = LMConfig.from_dict(read_config(folder / "config.json"))
     mx.eval(mx.quantize(mx.ones((256, 256)), group_size=32, bits=4))
     before = peak()
-    tensors, _ = load_lm_tensors(folder / "model.safetensors", config, None if quantize == "as it is" else quantize)
-    mx.eval(tensors)
-    print(peak() - before, sum(a.nbytes for a in {id(a): a for a in tensors.values()}.values()))
+    quantize = None if quantize == "as it is" else quantize
+    if what == "tensors":
+        tensors, _ = load_lm_tensors(folder / "model.safetensors", config, quantize)
+        mx.eval(tensors)
+        arrays = list(tensors.values())
+    else:
+        arrays = [array for _, array in tree_flatten(load_lm(folder, quantize).parameters())]
+    print(peak() - before, sum(a.nbytes for a in {id(a): a for a in arrays}.values()))
 """
 
 
@@ -160,7 +166,7 @@ MEMORY = """
     ],
 )
 def test_loading_peaks_little_above_its_result(layout, quantize, allowed, tmp_path):
-    peak, result = peak_and_result(tmp_path, layout, quantize, layers=8)
+    peak, result = peak_and_result(tmp_path, layout, quantize, layers=16 if quantize == "8" else 8)
     report = f"result {result / 1e6:.1f} MB, peak {peak / 1e6:.1f} MB: {peak / result:.3f}x"
     print(report)
     assert result > 7e7, report
@@ -175,7 +181,16 @@ def test_floating_point_modes_take_bounded_memory_too(tmp_path):
     assert peak < result + 50e6, report  # a matrix of 12 MB at once would take 240 MB more
 
 
-def peak_and_result(folder, layout, quantize, layers):
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+@pytest.mark.parametrize("quantize", ["4", "as it is"])
+def test_a_model_takes_little_more_memory_to_load_than_to_have(quantize, tmp_path):
+    peak, held = peak_and_result(tmp_path, "pytorch", quantize, layers=4, what="model")
+    report = f"held {held / 1e6:.1f} MB, peak {peak / 1e6:.1f} MB: {peak / held:.3f}x"
+    print(report)
+    assert peak <= 1.3 * held, report
+
+
+def peak_and_result(folder, layout, quantize, layers, what="tensors"):
     """Bytes by which loading raises a process's peak memory, and bytes of what was loaded."""
     config = small_config(
         dim=1024, num_layers=layers, n_q=8, card=512, text_card=4000, depformer_dim=256, depformer_dim_feedforward=1056,
@@ -184,7 +199,7 @@ def peak_and_result(folder, layout, quantize, layers):
     write_checkpoint(folder, config, {"placeholder": mx.zeros(1)})
     write_streaming(folder / "model.safetensors", config, layout)
     measured = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(MEMORY), str(folder), quantize],
+        [sys.executable, "-c", textwrap.dedent(MEMORY), str(folder), quantize, what],
         capture_output=True,
         text=True,
         check=True,
