@@ -216,3 +216,23 @@ def test_a_model_loads_straight_from_the_hub(home, tmp_path):
             text=True,
         )
     assert done.stdout == "64\n", done.stderr
+
+
+def test_a_command_shows_the_download(home, tmp_path):
+    config = small_config()
+    path = write_checkpoint(tmp_path / "model", config, random_tensors(config))
+    config_file = json.dumps({**config, "moshi_name": "weights.safetensors"}).encode()
+    content = {"config.json": config_file, "weights.safetensors": read(path), MIMI: b"codec", TOKENIZER: b"pieces"}
+    with HubServer({"someone/small": content}) as hub:
+        done = subprocess.run(
+            [sys.executable, "-m", "moshi_mlx.quantize", "someone/small", str(tmp_path / "saved"), "--bits", "8"],
+            env={**environment(home, hub.url), "COLUMNS": "120"},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "weights.safetensors" in done.stderr
+    assert "MB" in done.stderr
+    assert (tmp_path / "saved" / "model.q8.safetensors").exists()
+    assert (tmp_path / "saved" / MIMI).read_bytes() == b"codec"
