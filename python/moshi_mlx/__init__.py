@@ -7,6 +7,8 @@ session = moshi.session()
 frame = session.step(pcm)  # float32 [1920] in, frame.pcm and frame.text out, 12.5 times a second
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ._cpu import keep_freed_memory, load_openblas
 
 keep_freed_memory()
@@ -22,11 +24,28 @@ from .mimi import Mimi  # noqa: E402
 from .moshi import Moshi, load  # noqa: E402
 from .session import Frame, Session, Timings  # noqa: E402
 
+if TYPE_CHECKING:
+    from .audio_io import AudioIO, EchoCanceller, list_devices
+
+_SOUND = ("AudioIO", "EchoCanceller", "list_devices")
+
+
+def __getattr__(name: str) -> Any:
+    # The extension needs the system's sound libraries: only who uses it must have them.
+    if name in _SOUND:
+        from . import audio_io
+
+        return getattr(audio_io, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "BLAS",
     "FRAME_RATE",
     "FRAME_SIZE",
     "SAMPLE_RATE",
+    "AudioIO",
+    "EchoCanceller",
     "Frame",
     "LMConfig",
     "LMGen",
@@ -38,5 +57,6 @@ __all__ = [
     "MoshiError",
     "Session",
     "Timings",
+    "list_devices",
     "load",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 from mlx_lm.models.base import quantized_scaled_dot_product_attention
 
 from ..errors import InputError
-from ..layers import attend
+from ..layers import attend, merge_heads
 
 # Keys and values of one layer, [B, 2, H, context, head_dim]: one array, or packed weights, scales and biases.
 LayerCache = tuple[mx.array, ...]
@@ -100,11 +100,11 @@ def attend_cached(q: mx.array, kept: LayerCache, window: int, mask: mx.array) ->
     layer = [array[:, :, :, :window] for array in kept]
     if len(layer) == 1:
         return attend(q, layer[0][:, 0], layer[0][:, 1], mask)
-    B, H, T, D = q.shape
+    D = q.shape[-1]
     group, bits = _packing(kept, D)
     keys, values = ((w[:, i], s[:, i], b[:, i]) for w, s, b in [layer] for i in (0, 1))
     out = quantized_scaled_dot_product_attention(q, keys, values, D**-0.5, mask, group_size=group, bits=bits)
-    return out.swapaxes(1, 2).reshape(B, T, H * D)
+    return merge_heads(out)
 
 
 def _packing(kept: LayerCache, width: int) -> tuple[int, int]:

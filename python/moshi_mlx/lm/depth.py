@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import LMConfig
-from ..layers import Linear
+from ..layers import Linear, merge_heads
 from .transformer import Block, embed
 
 # Picks the token of one slice from its logits [B, card]: (slice, logits) -> tokens [B].
@@ -82,7 +82,7 @@ class DepthTransformer(nn.Module):
                 qkv = block.project(x)
                 if s == 0:
                     # One position attends to itself alone: the result is its value.
-                    attended = qkv[:, 2].swapaxes(1, 2).reshape(B, 1, -1)
+                    attended = merge_heads(qkv[:, 2])
                     cache.append(qkv[:, 1:])
                 else:
                     keys_values = mx.concatenate([cache[i], qkv[:, 1:]], axis=3)

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..layers import Linear, RMSNorm, Rotary, attend, compiled, window_mask
+from ..layers import Linear, RMSNorm, Rotary, attend, compiled, split_heads, window_mask
 from .cache import KVCache, LayerCache, attend_cached, put
 
 
@@ -56,9 +56,7 @@ class Block(nn.Module):
 
     def project(self, x: mx.array) -> mx.array:
         """Queries, keys and values [B, 3, H, T, head_dim] of `x` [B, T, D]."""
-        B, T, D = x.shape
-        qkv = self.self_attn.in_proj(self.norm1(x))
-        return qkv.reshape(B, T, 3, self._heads, D // self._heads).transpose(0, 2, 3, 1, 4)
+        return split_heads(self.self_attn.in_proj(self.norm1(x)), self._heads)
 
     def attend(self, q: mx.array, keys_values: mx.array, mask: mx.array | None) -> mx.array:
         """Attention of `q` [B, H, T, head_dim] over `keys_values` [B, 2, H, n, head_dim], giving [B, T, D]."""
