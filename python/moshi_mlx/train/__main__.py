@@ -1,4 +1,4 @@
-"""`python -m moshi_mlx.train lm CONFIG`: train a language model on a rendered corpus."""
+"""`python -m moshi_mlx.train {lm,codec} CONFIG`: train a language model on a rendered corpus, or a codec on its voices."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from ..errors import MoshiError
+from ..files import storage_errors
+from .codec import CodecTrainer
 from .config import Config
 from .export import export
 from .lm import Trainer
@@ -22,15 +24,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m moshi_mlx.train", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     lm = commands.add_parser("lm", help="train the language model, going on where a run stopped")
-    lm.add_argument("config", type=Path, help="training configuration (moshi_mlx/nano/train.yaml is one)")
-    lm.add_argument("--work", type=Path, help="folder of corpus and checkpoints, instead of the configured one")
-    lm.add_argument("--steps", type=int, help="length of the run, instead of the configured one")
+    codec = commands.add_parser("codec", help="fit the codec to the corpus' voices, going on where a run stopped")
+    for command in (lm, codec):
+        command.add_argument("config", type=Path, help="training configuration (moshi_mlx/nano/train.yaml is one)")
+        command.add_argument(
+            "--work", type=Path, help="folder of corpus and checkpoints, instead of the configured one"
+        )
+        command.add_argument("--steps", type=int, help="length of the run, instead of the configured one")
+        command.add_argument("--out", type=Path, help="write the result, complete, into this folder")
     lm.add_argument("--init", type=Path, help="start from this checkpoint folder's weights")
-    lm.add_argument("--out", type=Path, help="write the model, complete with codec and tokenizer, into this folder")
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        _train(options, console)
+        (_train_codec if options.command == "codec" else _train_lm)(options, console)
     except MoshiError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return error.exit_code
@@ -40,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, console: Console) -> None:
+def _train_lm(options: argparse.Namespace, console: Console) -> None:
     config = Config.load(options.config, options.work)
     if options.steps:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=options.steps))
@@ -52,6 +58,23 @@ def _train(options: argparse.Namespace, console: Console) -> None:
     out = options.out or config.work / "model"
     export(trainer, out)
     console.print(f"model in {out}; make it smaller with: python -m moshi_mlx.quantize {out} FOLDER --bits 8")
+
+
+def _train_codec(options: argparse.Namespace, console: Console) -> None:
+    config = Config.load(options.config, options.work)
+    if options.steps:
+        shorter = dataclasses.replace(config.codec_training, steps=options.steps)
+        config = dataclasses.replace(config, codec_training=shorter)
+    with storage_errors(str(config.work)):
+        config.work.mkdir(parents=True, exist_ok=True)
+    trainer = CodecTrainer(config)
+    if trainer.resume():
+        console.print(f"going on from step {trainer.step}")
+    with Progress(config.work, config.codec_training.steps, console, name="codec") as progress:
+        trainer.run(progress)
+    out = options.out or config.work / "codec"
+    trainer.export(out)
+    console.print(f"codec in {out}")
 
 
 if __name__ == "__main__":

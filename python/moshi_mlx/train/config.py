@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..errors import ConfigError
 
@@ -96,6 +96,9 @@ class TrainConfig:
         depth_frames: frames per step on which the depth transformer is trained.
         silent_share: share of those taken from Moshi's silence.
         weights: of the losses, by name.
+        drills: share of the steps that are drills: single questions up to the answer's first words, without the depth
+            transformer. They teach listening at a fraction of a conversation's cost.
+        drill_batch: questions in a drill.
         evaluate: steps between evaluations.
         save: steps between checkpoints.
         seed: of everything random.
@@ -113,9 +116,32 @@ class TrainConfig:
     depth_frames: int = 384
     silent_share: float = 0.15
     weights: Mapping[str, float] = field(default_factory=dict)
+    drills: float = 0.0
+    drill_batch: int = 24
     evaluate: int = 250
     save: int = 100
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """The training of the codec.
+
+    Attributes:
+        parts: `decoder`, which leaves the codes as they are, or `all`.
+        steps: in all.
+        batch: crops per step, half of them of Moshi's voice.
+        frames: length of a crop, in frames of 80 ms.
+        rate: learning rate at the beginning of its cosine.
+        save: steps between checkpoints.
+    """
+
+    parts: Literal["decoder", "all"] = "decoder"
+    steps: int = 1000
+    batch: int = 8
+    frames: int = 12
+    rate: float = 2e-4
+    save: int = 50
 
 
 @dataclass(frozen=True)
@@ -135,6 +161,7 @@ class Config:
     data: DataConfig
     mix: MixConfig
     train: TrainConfig
+    codec_training: CodecConfig
     model: Mapping[str, Any]
 
     @classmethod
@@ -159,6 +186,7 @@ class Config:
                 data=_section(DataConfig, content["data"]),
                 mix=_section(MixConfig, content.get("mix") or {}),
                 train=_section(TrainConfig, content.get("train") or {}),
+                codec_training=_section(CodecConfig, content.get("codec_training") or {}),
                 model=content["model"],
             )
         except (KeyError, TypeError) as error:

@@ -133,9 +133,20 @@ class Mixer:
 
     def draw(self, rng: random.Random) -> Conversation:
         """A conversation of the configured length."""
-        frames = self.config.frames
-        K = len(self._silence)
-        talk = _Talk(
+        talk = self._begin(rng, self.config.frames, echo=rng.random() < self.config.echoes)
+        position = rng.randint(1, 14)
+        while position < self.config.frames - 12:
+            position = talk.turn(position)
+        return self._finish(talk.conversation, rng)
+
+    def drill(self, rng: random.Random, frames: int = 32) -> Conversation:
+        """A single question and the answer's first frames; a question that is too long loses its start."""
+        talk = self._begin(rng, frames, echo=False)
+        talk.ask(frames - rng.randint(5, 9))
+        return self._finish(talk.conversation, rng)
+
+    def _begin(self, rng: random.Random, frames: int, echo: bool) -> _Talk:
+        return _Talk(
             Conversation(
                 np.full(frames, PADDING, np.int32),
                 np.repeat(self._silence[:, None], frames, axis=1),
@@ -148,12 +159,11 @@ class Mixer:
             ),
             rng,
             self,
-            echo=rng.random() < self.config.echoes,
+            echo=echo,
         )
-        position = rng.randint(1, 14)
-        while position < frames - 12:
-            position = talk.turn(position)
-        example = talk.conversation
+
+    def _finish(self, example: Conversation, rng: random.Random) -> Conversation:
+        K, frames = example.user.shape
         wrong = np.random.default_rng(rng.getrandbits(32))
         swap = wrong.random((K, frames)) < self.config.wrong_codes
         example.user[swap] = wrong.integers(0, 1 + int(self.answers_max()), int(swap.sum()))
@@ -224,6 +234,15 @@ class _Talk:
         self.echo = echo
         self.last: Intent | None = None
         self.answer: str | None = None
+
+    def ask(self, end: int) -> None:
+        """A question that ends in frame `end`, and its answer."""
+        said, intent, answer = self.mixer.question(self.rng, None, None)
+        found = self._hear(said, end - (said.end_frame - said.first_frame))
+        start = found + self.rng.randint(*self.mixer.config.answer_gap)
+        self.conversation.turns.append((found, intent.name, answer))
+        self.conversation.asked[found : start + 1] = self.mixer.numbers[answer]
+        self._speak(answer, start, None)
 
     def turn(self, position: int) -> int:
         """Put a question at `position` and all that follows from it; returns where the next turn may start."""

@@ -23,7 +23,7 @@ from ..text import TextTokenizer
 from .config import Config
 from .conversation import Conversation, Mixer
 from .corpus import read_corpus
-from .loss import Batch, Trainee, losses, make_batch, score, total
+from .loss import Batch, Drill, Trainee, listening_losses, losses, make_batch, make_drill, score, total
 from .progress import Progress
 from .script import Script
 
@@ -99,17 +99,18 @@ class Trainer:
     def _compile(self) -> Update:
         model, optimizer, train = self.model, self.optimizer, self.config.train
 
-        def objective(trainee: Trainee, batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
-            parts = losses(trainee, batch)
+        def objective(trainee: Trainee, batch: Batch | Drill) -> tuple[mx.array, dict[str, mx.array]]:
+            parts = losses(trainee, batch) if isinstance(batch, Batch) else listening_losses(trainee, batch)[1]
             return total(parts, train.weights), parts
 
         value_and_grad = nn.value_and_grad(model, objective)
 
         def update(*arrays: mx.array) -> tuple[dict[str, mx.array], mx.array]:
-            (loss, parts), gradients = value_and_grad(model, Batch(*arrays))
+            kind = Batch if len(arrays) == len(Batch.__dataclass_fields__) else Drill
+            (loss, parts), gradients = value_and_grad(model, kind(*arrays))
             gradients, norm = optim.clip_grad_norm(gradients, train.clip)
             optimizer.update(model, gradients)
-            return {**parts, "loss": loss}, norm
+            return {**parts, "loss" if kind is Batch else "drill": loss}, norm
 
         if on_cpu():
             # Compiling takes a minute there and gains nothing: the time goes into matrix products.
@@ -123,9 +124,12 @@ class Trainer:
         seed = self.config.train.seed
         return [self.mixers["train"].draw(random.Random(f"{seed}/{step}/{i}")) for i in range(self.config.train.batch)]
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch | Drill:
         """The batch of a step."""
         train = self.config.train
+        if random.Random(f"{train.seed}/{step}").random() < train.drills:
+            mixer, seeds = self.mixers["train"], range(train.drill_batch)
+            return make_drill([mixer.drill(random.Random(f"{train.seed}/{step}/{i}")) for i in seeds], self.lm_config)
         draws = np.random.default_rng([train.seed, step])
         return make_batch(
             self.conversations(step),
@@ -145,7 +149,7 @@ class Trainer:
         train = self.config.train
         last = min(steps or train.steps, train.steps)
         with ThreadPoolExecutor(1) as pool:
-            following: Future[Batch] = pool.submit(self.batch, self.step)
+            following: Future[Batch | Drill] = pool.submit(self.batch, self.step)
             while self.step < last:
                 batch = following.result()
                 following = pool.submit(self.batch, self.step + 1)

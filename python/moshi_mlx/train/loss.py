@@ -129,28 +129,57 @@ class Trainee(nn.Module):
         self.asked = nn.Linear(config.dim, answers + 1, bias=False)
 
 
-def losses(model: Trainee, batch: Batch) -> dict[str, mx.array]:
-    """Mean cross-entropies (`words`, `padding`, `semantic`, `acoustic`, `silence`, `heard`, `asked`) of a batch."""
+@dataclass(frozen=True)
+class Drill:
+    """Questions as the temporal transformer is trained on them; fields as in `Batch`."""
+
+    inputs: mx.array
+    text: mx.array
+    heard: mx.array
+    asked: mx.array
+
+    def arrays(self) -> list[mx.array]:
+        """All fields in order."""
+        return [self.inputs, self.text, self.heard, self.asked]
+
+
+def make_drill(questions: Sequence[Conversation], config: LMConfig) -> Drill:
+    """Stack drills of equal length."""
+    codes = np.stack([c.codes for c in questions])
+    heard, asked = np.stack([c.heard for c in questions]), np.stack([c.asked for c in questions])
+    streams = delayed(codes, config)[:, :, :-1]
+    return Drill(mx.array(streams), mx.array(codes[:, 0]), mx.array(heard), mx.array(asked))
+
+
+def listening_losses(model: Trainee, batch: Batch | Drill) -> tuple[mx.array, dict[str, mx.array]]:
+    """Hidden states [B, T, D], and the losses that need no depth transformer."""
     hidden, text_logits = model.lm.forward_text(batch.inputs)
     text = nn.losses.cross_entropy(text_logits, batch.text)
     words = (batch.text != PADDING).astype(mx.float32)
+    calling = (batch.asked > 0).astype(mx.float32)
+    some = (batch.heard > 0).astype(mx.float32) * 0.9 + 0.1
+    return hidden, {
+        "words": _mean(text, words),
+        "padding": _mean(text, 1 - words),
+        "heard": _mean(nn.losses.cross_entropy(model.heard(hidden), batch.heard), some),
+        "asked": _mean(nn.losses.cross_entropy(model.asked(hidden), batch.asked), calling),
+    }
+
+
+def losses(model: Trainee, batch: Batch) -> dict[str, mx.array]:
+    """Mean cross-entropies (`words`, `padding`, `semantic`, `acoustic`, `silence`, `heard`, `asked`) of a batch."""
+    hidden, parts = listening_losses(model, batch)
     states = hidden.reshape(-1, hidden.shape[-1])[batch.rows]
     logits = model.lm.depformer(states, batch.depth_inputs)
     wanted = batch.depth_targets
     given = (wanted >= 0).astype(mx.float32)
     audio = nn.losses.cross_entropy(logits, mx.maximum(wanted, 0)) * given
     speech = given * batch.depth_speech[:, None]
-    heard = nn.losses.cross_entropy(model.heard(hidden), batch.heard)
-    calling = (batch.asked > 0).astype(mx.float32)
-    some = (batch.heard > 0).astype(mx.float32) * 0.9 + 0.1
     return {
-        "words": _mean(text, words),
-        "padding": _mean(text, 1 - words),
+        **parts,
         "semantic": _mean(audio[:, 0], speech[:, 0]),
         "acoustic": _mean(audio[:, 1:], speech[:, 1:]),
         "silence": _mean(audio, given - speech),
-        "heard": _mean(heard, some),
-        "asked": _mean(nn.losses.cross_entropy(model.asked(hidden), batch.asked), calling),
     }
 
 
@@ -158,16 +187,19 @@ def total(parts: Mapping[str, mx.array], weights: Mapping[str, float], share_of_
     """The weighted loss.
 
     Args:
-        parts: from `losses`.
+        parts: from `losses` or `listening_losses`.
         weights: by name, as in `DEFAULT_WEIGHTS`.
         share_of_words: of the text stream's frames, by which the two text losses are balanced.
     """
     w = {**DEFAULT_WEIGHTS, **weights}
     text_words, text_padding = w["text"] * share_of_words, w["text_padding"] * (1 - share_of_words)
     text = (text_words * parts["words"] + text_padding * parts["padding"]) / (text_words + text_padding)
+    loss = text + w["heard"] * parts["heard"] + w["asked"] * parts["asked"]
+    if "semantic" not in parts:
+        return loss
     semantic, acoustic = w["semantic"], 7 * w["acoustic"]
     audio = (semantic * parts["semantic"] + acoustic * parts["acoustic"]) / (semantic + acoustic)
-    return text + audio + w["silence"] * parts["silence"] + w["heard"] * parts["heard"] + w["asked"] * parts["asked"]
+    return loss + audio + w["silence"] * parts["silence"]
 
 
 def _mean(values: mx.array, weights: mx.array) -> mx.array:

@@ -22,14 +22,15 @@ class Progress:
     """Collects a run's figures; shown as a live table on a terminal, as a line now and then elsewhere.
 
     Args:
-        folder: gets `log.jsonl` and `loss.svg`.
+        folder: gets `log.jsonl` and `loss.svg`, their names after `name` and a dash if there is one.
         steps: of the whole run.
         console: where to show.
         every: steps between two entries of the log.
     """
 
-    def __init__(self, folder: Path, steps: int, console: Console, every: int = 10):
-        self.folder = folder
+    def __init__(self, folder: Path, steps: int, console: Console, every: int = 10, name: str = ""):
+        self.log = folder / f"{name}{'-' if name else ''}log.jsonl"
+        self.picture = folder / f"{name}{'-' if name else ''}loss.svg"
         self.total = steps
         self.every = every
         self._console = console
@@ -80,7 +81,7 @@ class Progress:
         )
 
     def _log(self, entry: Mapping[str, object]) -> None:
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def _table(self, step: int) -> Table:
@@ -97,17 +98,16 @@ class Progress:
 
     def plot(self) -> None:
         """Draw the log's losses into `loss.svg`."""
-        path = self.folder / "loss.svg"
-        log = self.folder / "log.jsonl"
-        if log.exists():
-            entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-            with ResultFile(path) as file:
+        if self.log.exists():
+            entries = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+            with ResultFile(self.picture) as file:
                 file.write(draw([e for e in entries if "scores" not in e]).encode())
 
 
 def draw(entries: list[dict[str, float]], width: int = 800, height: int = 420) -> str:
     """The losses of a log as an SVG picture, on a logarithmic scale."""
-    names = [n for n in (entries[-1] if entries else {}) if n not in ("step", "seconds", "gradient norm")]
+    kinds = dict.fromkeys(n for e in entries for n in e)
+    names = [n for n in kinds if n not in ("step", "seconds", "gradient norm")]
     low, high = math.log10(0.003), math.log10(10)
     last = max((e["step"] for e in entries), default=1)
 

@@ -48,7 +48,7 @@ def plan(script: Script, config: DataConfig, seed: int) -> list[Job]:
         }[group]
         for wording in intent.ask:
             drafts += [(group, intent.name, wording, rng.choice(config.voices), "train") for _ in range(times)]
-        for wording in rng.sample(intent.ask, 2):
+        for wording in rng.sample(intent.ask, min(2, len(intent.ask))):
             drafts.append((group, intent.name, wording, rng.choice(config.held_out_voices), "known"))
         for wording in intent.held_out:
             drafts.append((group, intent.name, wording, rng.choice(config.held_out_voices), "held_out"))

@@ -1,0 +1,249 @@
+"""Training the codec: `python -m moshi_mlx.train codec CONFIG`.
+
+Fits a codec to a corpus' voices from its present weights. `parts: decoder` leaves the codes as they are, so that
+language models trained on them stay valid; `parts: all` also moves the encoder and, by running means, the codebooks.
+There is no discriminator and no semantic teacher: a codec from scratch wants both, and a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+
+from ..config import FRAME_SIZE, MimiConfig
+from ..errors import CheckpointError
+from ..mimi import Mimi
+from .config import CodecConfig, Config
+from .export import write_half
+from .mel import mel_distance
+from .progress import Progress
+from .render import Job, perform, plan
+from .script import Script
+
+Tensors = dict[str, mx.array]
+
+_DECODER = ("decoder.", "decoder_transformer.", "upsample.")
+_CODEBOOK = "._codebook."
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What training needs of a pass through the codec.
+
+    Attributes:
+        pcm: the sound after encoding and decoding, [B, T].
+        commitment: how far the latents are from their codewords.
+        latents: by codebook, what was looked up, [N, width].
+        codes: by codebook, what was found, int32 [N].
+    """
+
+    pcm: mx.array
+    commitment: mx.array
+    latents: list[mx.array]
+    codes: list[mx.array]
+
+
+def pass_through(tensors: Tensors, config: MimiConfig, pcm: mx.array, frozen_encoder: bool) -> Coded:
+    """Encode and decode `pcm` [B, T], differentiable by the straight-through estimate of the quantizer's gradient."""
+    mimi = Mimi(tensors, config, config.n_q)
+    B, T = pcm.shape
+    frames = T // FRAME_SIZE
+    state = mimi.encoder_state(B, frames)
+    x, _ = mimi._encoder(pcm[..., None], state["tails"])
+    x, _ = mimi._encoder_transformer(x, state["transformer"])
+    x, _ = mimi._downsample(x, mx.broadcast_to(x[:, :1], state["downsample"].shape))
+    quantizer = mimi._quantizer
+    projected = x @ quantizer.input_proj.T
+    width = quantizer.width
+    semantic, rest = projected[..., :width], projected[..., width:]
+    words: list[mx.array] = []
+    latents: list[mx.array] = []
+    codes: list[mx.array] = []
+    residual = semantic
+    for k in range(quantizer.num_codebooks):
+        residual = semantic if k == 0 else rest if k == 1 else residual - words[-1]
+        code = mx.stop_gradient(mx.argmax(residual @ quantizer.columns[k] - quantizer.half_norms[k], axis=-1))
+        words.append(mx.stop_gradient(quantizer.rows[k][code]))
+        latents.append(residual.reshape(-1, width))
+        codes.append(code.reshape(-1))
+    acoustic = sum(words[1:], mx.zeros_like(words[0]))
+    commitment = (semantic - words[0]).square().mean() + (rest - acoustic).square().mean()
+    quantized = mx.concatenate([words[0], acoustic], axis=-1)
+    if not frozen_encoder:
+        quantized = projected + mx.stop_gradient(quantized - projected)
+    y = quantized @ quantizer.output_proj.T
+    decoding = mimi.decoder_state(B, frames)
+    y, _ = mimi._upsample(y, decoding["upsample"])
+    y, _ = mimi._decoder_transformer(y, decoding["transformer"])
+    y, _ = mimi._decoder(y, decoding["tails"])
+    return Coded(y[..., 0], commitment, latents, codes)
+
+
+class CodecTrainer:
+    """One run of codec training.
+
+    Args:
+        config: the run; the codec it names is the start.
+
+    Raises:
+        CheckpointError: no codec there.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.settings: CodecConfig = config.codec_training
+        about = config.codec / "config.json"
+        if not about.exists():
+            raise CheckpointError(f"{config.codec} is no codec folder: no config.json. Name one as 'codec'.")
+        self.shape = MimiConfig.from_dict(json.loads(about.read_text(encoding="utf-8")))
+        loaded = mx.load(str(config.codec / "model.safetensors"))
+        assert isinstance(loaded, dict)
+        self.fixed: Tensors = {}
+        self.free: Tensors = {}
+        for name, tensor in loaded.items():
+            learns = tensor.ndim > 0 and _CODEBOOK not in name
+            learns = learns and (self.settings.parts == "all" or name.startswith(_DECODER))
+            (self.free if learns else self.fixed)[name] = tensor.astype(mx.float32)
+        decay = optim.cosine_decay(self.settings.rate, self.settings.steps, self.settings.rate * 0.02)
+        self.optimizer = optim.AdamW(decay, betas=[0.8, 0.99], weight_decay=0.01, bias_correction=True)
+        self.step = 0
+        script = Script.load(config.script)
+        spoken = [
+            j for j in plan(script, config.data, config.train.seed) if j.group != "backgrounds" and j.split == "train"
+        ]
+        own = [j for j in spoken if j.group == "answers"]
+        # Half of what is heard is Moshi's own voice, the only one that is ever decoded.
+        self.jobs: tuple[Sequence[Job], Sequence[Job]] = (own, spoken)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Crops of rendered speech, float32 [batch, frames * 1920], always the same for a step."""
+        rng = random.Random(f"{self.config.train.seed}/{step}")
+        return np.stack([self._crop(rng, self.jobs[i % 2]) for i in range(self.settings.batch)])
+
+    def _crop(self, rng: random.Random, jobs: Sequence[Job]) -> np.ndarray:
+        length = self.settings.frames * FRAME_SIZE
+        pcm = perform(rng.choice(jobs), self.config.data, self.config.train.seed).pcm
+        pcm = np.pad(pcm, (0, max(0, length - len(pcm))))
+        start = rng.randrange(len(pcm) - length + 1)
+        return np.asarray(pcm[start : start + length] * rng.uniform(0.5, 1.6), dtype=np.float32)
+
+    def run(self, progress: Progress) -> None:
+        """Train to the end, saving now and then."""
+        with ThreadPoolExecutor(1) as pool:
+            following: Future[np.ndarray] = pool.submit(self.batch, self.step)
+            while self.step < self.settings.steps:
+                pcm = following.result()
+                following = pool.submit(self.batch, self.step + 1)
+                parts, norm = self.update(mx.array(pcm))
+                self.step += 1
+                progress.step(self.step, parts, norm)
+                if self.step % self.settings.save == 0 or self.step == self.settings.steps:
+                    self.save()
+
+    def update(self, pcm: mx.array) -> tuple[dict[str, float], float]:
+        """One step on `pcm` [B, T]: the losses before it, and the gradient's norm."""
+        frozen = self.settings.parts == "decoder"
+
+        def objective(free: Tensors) -> tuple[mx.array, Coded, dict[str, mx.array]]:
+            coded = pass_through({**self.fixed, **free}, self.shape, pcm, frozen)
+            parts = {"mel": mel_distance(coded.pcm, pcm), "wave": mx.abs(coded.pcm - pcm).mean()}
+            if not frozen:
+                parts["commitment"] = coded.commitment
+            return parts["mel"] + 2 * parts["wave"] + parts.get("commitment", mx.zeros(())), coded, parts
+
+        (loss, coded, parts), gradients = mx.value_and_grad(objective)(self.free)
+        gradients, norm = optim.clip_grad_norm(gradients, 1.0)
+        self.free = self.optimizer.apply_gradients(gradients, self.free)
+        if not frozen:
+            self._move_codebooks(coded)
+        mx.eval(self.free, self.fixed, self.optimizer.state, loss, parts, norm)
+        figures = {name: float(np.array(value)) for name, value in {**parts, "loss": loss}.items()}
+        return figures, float(np.array(norm))
+
+    def _move_codebooks(self, coded: Coded, decay: float = 0.99) -> None:
+        # Running means of what each codeword stands for, as the published files store them.
+        for k, (latents, codes) in enumerate(zip(coded.latents, coded.codes, strict=True)):
+            part = "rvq_first.vq.layers.0" if k == 0 else f"rvq_rest.vq.layers.{k - 1}"
+            total, usage = (f"quantizer.{part}{_CODEBOOK}{leaf}" for leaf in ("embedding_sum", "cluster_usage"))
+            bins = self.fixed[usage].shape[0]
+            chosen = (codes[:, None] == mx.arange(bins)[None]).astype(mx.float32)
+            self.fixed[usage] = decay * self.fixed[usage] + (1 - decay) * chosen.sum(0)
+            self.fixed[total] = decay * self.fixed[total] + (1 - decay) * (chosen.T @ mx.stop_gradient(latents))
+
+    # What a run needs to go on.
+
+    @property
+    def path(self) -> Path:
+        """Where the run's state is kept."""
+        return self.config.work / "codec-run.safetensors"
+
+    def save(self) -> None:
+        """Write the state of the run into the work folder."""
+        state = {"free": self.free, "fixed": self.fixed, "optimizer": self.optimizer.state, "step": mx.array(self.step)}
+        part = self.path.with_suffix(".part.safetensors")
+        mx.save_safetensors(str(part), _flatten(state))
+        part.replace(self.path)
+
+    def resume(self) -> bool:
+        """Continue the run saved in the work folder; returns whether there was one.
+
+        Raises:
+            CheckpointError: it is of another codec or trains other parts.
+        """
+        if not self.path.exists():
+            return False
+        loaded = mx.load(str(self.path))
+        assert isinstance(loaded, dict)
+        free = {n.removeprefix("free:"): a for n, a in loaded.items() if n.startswith("free:")}
+        if free.keys() != self.free.keys():
+            raise CheckpointError(f"{self.path} trains other parts of a codec. Choose another work folder.")
+        self.free = free
+        self.fixed = {n.removeprefix("fixed:"): a for n, a in loaded.items() if n.startswith("fixed:")}
+        self.step = int(np.array(loaded["step"]))
+        self.optimizer.init(self.free)
+        for name, array in loaded.items():
+            if name.startswith("optimizer:"):
+                _put(self.optimizer.state, name.removeprefix("optimizer:").split("|"), array)
+        return True
+
+    def export(self, folder: Path) -> None:
+        """Write the codec as a folder in the published layout, in half precision.
+
+        Raises:
+            StorageError: disk full, no permission.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        write_half(folder / "model.safetensors", {**self.fixed, **self.free})
+        about = (self.config.codec / "config.json").read_bytes()
+        (folder / "config.json").write_bytes(about)
+
+
+def _flatten(state: Mapping[str, object]) -> Tensors:
+    flat: Tensors = {}
+    for part, content in state.items():
+        if isinstance(content, mx.array):
+            flat[part] = content
+        elif isinstance(content, dict) and part == "optimizer":
+            for key, value in content.items():
+                if isinstance(value, dict):
+                    flat.update({f"optimizer:{key}|{leaf}": array for leaf, array in value.items()})
+                else:
+                    flat[f"optimizer:{key}"] = value
+        elif isinstance(content, dict):
+            flat.update({f"{part}:{name}": array for name, array in content.items()})
+    return flat
+
+
+def _put(tree: dict[str, object], path: Sequence[str], array: mx.array) -> None:
+    *parents, leaf = path
+    for key in parents:
+        tree = tree[key]  # type: ignore[assignment]
+    tree[leaf] = array

@@ -1,0 +1,95 @@
+"""Training the codec: its pass is that of inference, the loss falls, a run resumes, the result is a codec."""
+
+import dataclasses
+import io
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from rich.console import Console
+from train_corpus import NANO, make_corpus
+
+from moshi_mlx.mimi import Mimi
+from moshi_mlx.train.codec import CodecTrainer, pass_through
+from moshi_mlx.train.config import Config
+from moshi_mlx.train.mel import mel_distance, mel_spectrogram
+from moshi_mlx.train.progress import Progress
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("espeak-ng") or not (NANO / "codec").exists(), reason="needs espeak-ng and nano"
+)
+
+
+def config_in(folder: Path, **settings: object) -> Config:
+    config = Config.load(make_corpus(folder))
+    data = dataclasses.replace(config.data, voice="espeak:en-us", voices=("espeak:en-us+f3",))
+    training = dataclasses.replace(config.codec_training, batch=2, frames=4, rate=1e-3, **settings)
+    return dataclasses.replace(config, data=data, codec_training=training)
+
+
+def quietly(trainer: CodecTrainer) -> None:
+    steps = trainer.settings.steps
+    with Progress(trainer.config.work, steps, Console(file=io.StringIO()), every=1, name="codec") as progress:
+        trainer.run(progress)
+
+
+def test_the_pass_is_that_of_encoding_and_decoding(tmp_path: Path):
+    trainer = CodecTrainer(config_in(tmp_path))
+    pcm = mx.array(trainer.batch(0))
+    coded = pass_through({**trainer.fixed, **trainer.free}, trainer.shape, pcm, frozen_encoder=True)
+    mimi = Mimi.load(NANO / "codec")
+    codes = mimi.encode(pcm[:, None])
+    found = np.stack([np.array(c).reshape(2, -1) for c in coded.codes], axis=1)
+    assert np.mean(found == np.array(codes)) > 0.99
+    expected = np.array(mimi.decode(codes))[:, 0]
+    assert np.abs(np.array(coded.pcm) - expected).max() < 1e-3
+
+
+@pytest.mark.parametrize("parts", ["decoder", "all"])
+def test_training_lowers_the_loss_on_a_damaged_codec(tmp_path: Path, parts: str):
+    trainer = CodecTrainer(config_in(tmp_path, steps=8, save=100, parts=parts))
+    name = "decoder.model.14.conv.conv.weight"
+    trainer.free[name] = 0.5 * trainer.free[name]
+    pcm = mx.array(trainer.batch(0))
+    losses = [trainer.update(pcm)[0]["loss"] for _ in range(8)]
+    assert losses[-1] < 0.9 * losses[0], f"the loss went {losses}"
+
+
+def test_training_the_decoder_leaves_the_codes_as_they_were(tmp_path: Path):
+    trainer = CodecTrainer(config_in(tmp_path, steps=2))
+    quietly(trainer)
+    trainer.export(tmp_path / "trained")
+    pcm = trainer.batch(9)[:, None]
+    before, after = Mimi.load(NANO / "codec"), Mimi.load(tmp_path / "trained")
+    codes = before.encode(pcm)
+    assert mx.array_equal(codes, after.encode(pcm))
+    assert not mx.allclose(before.decode(codes), after.decode(codes), atol=1e-4)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path):
+    whole = CodecTrainer(config_in(tmp_path, steps=2, save=1, parts="all"))
+    quietly(whole)
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    config = config_in(stopped, steps=2, save=1, parts="all")
+    halfway = CodecTrainer(config)
+    halfway.update(mx.array(halfway.batch(0)))
+    halfway.step += 1
+    halfway.save()
+    resumed = CodecTrainer(config)
+    assert resumed.resume() and resumed.step == 1
+    quietly(resumed)
+    for name, tensor in whole.free.items():
+        assert mx.allclose(tensor, resumed.free[name], atol=1e-5), name
+
+
+def test_a_tone_lies_in_its_mel_band_and_equal_sounds_are_at_no_distance():
+    time = np.arange(24000) / 24000
+    tone = mx.array(0.5 * np.sin(2 * np.pi * 1000 * time, dtype=np.float32)[None])
+    bands = np.array(mel_spectrogram(tone, 1024, 80)).mean(axis=(0, 1))
+    mel = 2595 * np.log10(1 + np.array([1000, 12000]) / 700)
+    assert abs(int(bands.argmax()) - round(81 * mel[0] / mel[1]) + 1) <= 1
+    assert mel_distance(tone, tone).item() == 0
+    assert mel_distance(tone, 0.5 * tone).item() > 0.1
