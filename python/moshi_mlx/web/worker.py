@@ -1,7 +1,7 @@
 """The one thread that runs the model: conversations take turns, a frame each.
 
-Taking turns is what serves several best where the model is bound by reading its weights from memory and a step leaves
-most of its 80 ms free; `benchmarks/serve.py` compares it with batched steps.
+Conversations begin at different times, and a batched step needs rows that stand at one position of the cache, so they
+take turns; `benchmarks/serve.py` measures how many that holds in real time, and what batches would change.
 """
 
 from __future__ import annotations
