@@ -1,4 +1,4 @@
-"""`python -m moshi_mlx.train {lm,codec} CONFIG`: train a language model on a rendered corpus, or a codec on its voices."""
+"""`python -m moshi_mlx.train {lm,codec} CONFIG`: train a language model on a corpus, or fit a codec to its voices."""
 
 from __future__ import annotations
 

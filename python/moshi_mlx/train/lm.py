@@ -14,11 +14,13 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from ..checkpoint import load_lm_tensors, resolve
 from ..config import LMConfig
 from ..errors import CheckpointError, ConfigError
 from ..files import ResultFile
 from ..layers import on_cpu
-from ..lm import LMModel
+from ..lm.weights import build
+from ..precision import Precision
 from ..text import TextTokenizer
 from .config import Config
 from .conversation import Conversation, Mixer
@@ -91,10 +93,12 @@ class Trainer:
         }
 
     def _start_from(self, folder: Path) -> None:
-        loaded = LMModel.load(folder)
-        if loaded.config != self.lm_config:
+        files = resolve(folder, parts=["lm"])
+        if files.lm_config != self.lm_config:
             raise ConfigError(f"{folder} holds a model of another shape than the configuration's 'model'.")
-        self.model.lm.load_weights([(n, a.astype(mx.float32)) for n, a in _flat(loaded.parameters())])
+        tensors, quantization = load_lm_tensors(files.need("lm"), self.lm_config)
+        loaded = build(self.lm_config, tensors, quantization, Precision(mx.float32, unpack=True))
+        self.model.lm.load_weights(_flat(loaded.parameters()))
 
     def _compile(self) -> Update:
         model, optimizer, train = self.model, self.optimizer, self.config.train
