@@ -2,7 +2,7 @@
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,11 +100,14 @@ class LiveSound:
         elif self._device:
             self._device.write(moshi)
 
+    def stats(self) -> dict[str, Any]:
+        """Everything that the devices measure; see AudioIO."""
+        return self._device.stats() if self._device else {}
+
     def status(self) -> AudioStatus:
-        """What the devices say of themselves."""
+        """What of it is shown."""
         status = AudioStatus()
-        if self._device:
-            stats = self._device.stats()
+        if stats := self.stats():
             status = AudioStatus(
                 microphone=stats["input_device"] or "none",
                 speaker=stats["output_device"] or "none",

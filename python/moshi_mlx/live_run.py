@@ -57,8 +57,9 @@ def _converse(args: argparse.Namespace, console: Console) -> int:
             conversation = Conversation(session, sound, screen, recording, trace)
             with Keys() as keys, screen:
                 run(conversation, sound, keys, stop, args.steps)
+            stats = sound.stats()
         if said:
-            about = {"model": moshi.name, "seed": session.seed, "dropped": session.dropped}
+            about = {"model": moshi.name, "seed": session.seed, "dropped": session.dropped, "sound": stats}
             said.write(conversation.transcript.to_json(**about))
     summary(state, console)
     written = [name for name in (args.output, args.record, args.transcript, args.trace) if name]
