@@ -3,7 +3,10 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-model=${DEMO_MODEL:-untrained}
+# The trained model inside the package where there is one, else a random one, which makes noise.
+model=untrained
+[ -e python/moshi_mlx/nano/model.safetensors ] && model=nano
+model=${DEMO_MODEL:-$model}
 question=${DEMO_QUESTION:-"Hello, who are you?"}
 
 mkdir -p demo
