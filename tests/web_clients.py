@@ -22,7 +22,7 @@ from moshi_mlx.web.app import Server
 from moshi_mlx.web.limits import Limits
 from moshi_mlx.web.metrics import Metrics
 from moshi_mlx.web.ogg import write_page
-from moshi_mlx.web.pages import BUILT
+from moshi_mlx.web.pages import BUILT, Pages
 from moshi_mlx.web.worker import Worker
 
 SILENCE = np.zeros(FRAME_SIZE, np.float32)
@@ -53,7 +53,7 @@ class House:
         self.metrics = Metrics()
         settings = Limits(**{"max_sessions": 2, **limits})
         make = speaker or self.make_speaker
-        server = Server(self.worker, make, self.metrics, "untrained", settings, access, BUILT)
+        server = Server(self.worker, make, self.metrics, "untrained", settings, access, Pages(BUILT))
         port = await server.start("localhost", 0)
         try:
             async with aiohttp.ClientSession() as http:

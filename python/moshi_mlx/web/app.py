@@ -7,7 +7,6 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
-from pathlib import Path
 
 from aiohttp import WSCloseCode, web
 from aiohttp.typedefs import Handler, Middleware
@@ -44,6 +43,10 @@ class PortError(MoshiError):
 
     exit_code = 8
 
+    @classmethod
+    def at(cls, host: str, port: int, error: OSError) -> PortError:
+        return cls(f"The server can't listen at {host}:{port}: {error.strerror or error}. Choose another --port.")
+
 
 class Server:
     """Moshi over the network, for one model.
@@ -52,7 +55,7 @@ class Server:
         worker: the started thread that runs the model.
         make_speaker: begins a conversation, as `Moshi.session`; called in the worker's thread.
         model: its name, as clients are told.
-        static: folder of the built page, None for none.
+        pages: the page's files, None for no page.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Server:
         model: str = "",
         limits: Limits | None = None,
         access: Access | None = None,
-        static: Path | None = None,
+        pages: Pages | None = None,
     ):
         self.worker = worker
         self.model = model
@@ -74,7 +77,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._listening: list[asyncio.AbstractServer] = []
         self._runner: web.AppRunner | None = None
-        self._pages = Pages(static) if static is not None else None
+        self._pages = pages
 
     def rate_limit(self) -> RateLimit:
         return RateLimit(self.limits)
@@ -115,8 +118,7 @@ class Server:
             )
         except OSError as error:
             await runner.cleanup()
-            text = f"The server can't listen at {host}:{port}: {error.strerror or error}. Choose another --port."
-            raise PortError(text) from error
+            raise PortError.at(host, port, error) from error
         self._runner = runner
         self._listening.append(listening)
         return int(listening.sockets[0].getsockname()[1])

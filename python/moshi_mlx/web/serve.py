@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import ssl
 import statistics
 import sys
@@ -20,10 +21,10 @@ from rich.console import Console
 from ..config import FRAME_SIZE
 from ..options import load_model, sampling
 from .access import Access, is_local, make_token
-from .app import Server
+from .app import PortError, Server
 from .limits import Limits
 from .metrics import Metrics
-from .pages import BUILT
+from .pages import BUILT, Pages
 from .tls import load_context, outward_address, own_certificate
 from .worker import FRAME_SECONDS, Worker
 
@@ -43,7 +44,8 @@ def serve(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     host = str(args.host)
     tls = _tls(args, host, console)
-    static = None if args.static == "none" else Path(args.static) if args.static else BUILT
+    pages = None if args.static == "none" else Pages(Path(args.static) if args.static else BUILT)
+    _check_port(host, args.port)
     metrics = Metrics()
     worker = Worker(metrics.step)
     worker.start()
@@ -63,13 +65,19 @@ def serve(args: argparse.Namespace) -> int:
         access = Access(None if is_local(host) else make_token(), frozenset(args.allow_origin))
         settings = sampling(args)
         name = moshi.name or str(args.model or "moshi")
-        server = Server(
-            worker, lambda: moshi.session(seed=args.seed, **settings), metrics, name, limits, access, static
-        )
+        server = Server(worker, lambda: moshi.session(seed=args.seed, **settings), metrics, name, limits, access, pages)
         asyncio.run(_run(server, args, host, tls, access, console))
     finally:
         worker.stop()
     return 0
+
+
+def _check_port(host: str, port: int) -> None:
+    """Find out that the port is taken before a model is loaded, not after."""
+    try:
+        socket.create_server((host, port)).close()
+    except (OSError, OverflowError) as error:
+        raise PortError.at(host, port, error if isinstance(error, OSError) else OSError(str(error))) from error
 
 
 def _warm_up(moshi: Moshi, args: argparse.Namespace) -> float:

@@ -1,0 +1,133 @@
+"""`python -m moshi_mlx.local_web` as users start it, and the README's client."""
+
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moshi_mlx.local_web import main, parser
+
+Start = Callable[..., "tuple[subprocess.Popen[str], str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts the command with a random model; returns it and the address that it printed."""
+    started = []
+
+    def run(*arguments: str) -> "tuple[subprocess.Popen[str], str]":
+        command = [sys.executable, "-m", "moshi_mlx.local_web", "--model", "untrained", "--no-browser", "--port", "0"]
+        process = subprocess.Popen(
+            [*command, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "HOME": str(tmp_path)},
+        )
+        started.append(process)
+        assert process.stdout is not None and process.stderr is not None
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        return process, line.rstrip().rsplit(" ", 1)[1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_the_readmes_client_runs(start: Start, question: Path, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "/api/stream" in block)
+    assert len(code.strip().splitlines()) <= 24
+    from moshi_mlx.audio_io import read_sound, resample
+
+    sound, rate = read_sound(str(question))
+    spoken = resample(sound[0], rate, 24000)
+    with wave.open(str(tmp_path / "question.wav"), "wb") as file:
+        file.setparams((1, 2, 24000, 0, "NONE", ""))
+        file.writeframes((spoken * 32767).astype("<i2").tobytes())
+    (tmp_path / "client.py").write_text(code)
+    _, address = start("--max-sessions", "1")
+    client = subprocess.run(
+        [sys.executable, "client.py", "question.wav", "answer.wav", f"{address}api/stream"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert client.returncode == 0, client.stderr
+    assert len(client.stdout) > 10, "no words came"
+    with wave.open(str(tmp_path / "answer.wav")) as file:
+        answer = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    assert len(answer) >= 40 * 1920 and np.abs(answer).max() > 300
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_it_listens_for_this_machine_only_and_ends_when_asked(start: Start, ending: signal.Signals) -> None:
+    process, address = start()
+    assert re.fullmatch(r"http://localhost:\d+/", address)
+    with urllib.request.urlopen(address) as answer:
+        assert b"<title>Moshi</title>" in answer.read()
+    assert set(listening(process.pid)) <= {"127.0.0.1", "::1"}
+    process.send_signal(ending)
+    assert process.wait(60) == 0
+    assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
+def listening(process: int) -> list[str]:
+    """Addresses at which a process listens."""
+    if not Path("/proc/net/tcp").exists():
+        pytest.skip("no /proc/net/tcp: sockets of another process can't be listed")
+    own = {os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir() if link.is_symlink()}
+    found = []
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+            field = line.split()
+            if field[3] == "0A" and f"socket:[{field[9]}]" in own:
+                packed = bytes.fromhex(field[1].split(":")[0])
+                words = b"".join(packed[at : at + 4][::-1] for at in range(0, len(packed), 4))
+                found.append(socket.inet_ntop(family, words))
+    assert found, "it listens nowhere"
+    return found
+
+
+def test_for_others_there_is_tls_and_a_token_in_the_address(start: Start, tmp_path: Path) -> None:
+    _, address = start("--host", "0.0.0.0")
+    found = re.fullmatch(r"https://[^/]+:(\d+)/#token=([\w-]{20,})", address)
+    assert found, address
+    certificate = next(tmp_path.rglob("cert.pem"))
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    local = f"https://localhost:{found[1]}"
+    with urllib.request.urlopen(f"{local}/api/info?token={found[2]}", context=trusting) as answer:
+        assert answer.status == 200
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{local}/api/info", context=trusting)
+
+
+def test_a_taken_port_is_named(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "moshi_mlx.local_web", "--model", "untrained", "--no-browser"]
+        second = subprocess.run([*command, "--port", str(port)], capture_output=True, text=True, timeout=120)
+    assert second.returncode == 8 and "Loading" not in second.stderr
+    assert f"localhost:{port}" in second.stderr and "--port" in second.stderr and "Traceback" not in second.stderr
+
+
+def test_bad_options_are_named_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--model", "untrained", "--ssl", str(tmp_path)]) == 2
+    assert "cert.pem" in capsys.readouterr().err
+    assert main(["--model", "untrained", "--static", str(tmp_path)]) == 2
+    assert "index.html" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--max-sessions", "0"])
