@@ -38,6 +38,11 @@ SMALL = LMConfig(
     delays=PUBLISHED.delays, depformer_dim=256, depformer_num_heads=4, depformer_num_layers=2,
     depformer_dim_feedforward=1056,
 )  # fmt: skip
+TINY = LMConfig(
+    dim=128, num_heads=2, num_layers=1, n_q=16, dep_q=8, card=2048, text_card=128, context=64, delays=PUBLISHED.delays,
+    depformer_dim=64, depformer_num_heads=1, depformer_num_layers=1, depformer_dim_feedforward=264,
+)  # fmt: skip
+SHAPES = {"7b": PUBLISHED, "small": SMALL, "tiny": TINY}
 _NOISE = np.random.default_rng(0).integers(0, 2**32, 1 << 22, dtype=np.uint32)
 
 
@@ -200,7 +205,7 @@ _WORDS = {
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--shape", choices=("7b", "small"), default="small", help="7b: 4.8 GB at 4 bits")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="7b: 4.8 GB at 4 bits")
     parser.add_argument("--bits", type=int, default=4, help="0: bfloat16")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", help="where to make the model (removed afterwards)")
@@ -210,9 +215,8 @@ def main() -> None:
         question, folder, weights = chosen.ask
         print(json.dumps(QUESTIONS[question](Path(folder), Path(weights))))
         return
-    config = PUBLISHED if chosen.shape == "7b" else SMALL
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
-        weights = make_model(Path(name), config, chosen.bits or None)
+        weights = make_model(Path(name), SHAPES[chosen.shape], chosen.bits or None)
         figures, details = measure(Path(name), weights, chosen.runs)
     report(__doc__, chosen.json, figures, {"shape": chosen.shape, "bits": chosen.bits or 16, **details})
 
