@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import moshi_mlx  # noqa: F401  (loads OpenBLAS before mlx.core)
+
 import mlx.core as mx  # isort: skip
 import numpy as np
 
