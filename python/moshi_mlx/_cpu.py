@@ -1,26 +1,34 @@
 """Prepares the process for MLX's CPU backend, before `mlx.core` is imported: a fast BLAS, and memory that is kept."""
 
+import contextlib
 import ctypes
 import sys
+from pathlib import Path
 
-# The mlx-cpu wheel is linked to the reference BLAS; a libopenblas loaded globally first replaces its symbols.
-_CANDIDATES = ("libopenblas.so.0", "libopenblas.so")
+_OPENBLAS = "libopenblas.so.0"
 
 
 def load_openblas() -> str | None:
-    """Load OpenBLAS into the global symbol scope and return the library's name, or None where there is none.
+    """Put OpenBLAS in the place of the BLAS that the mlx-cpu wheel is linked to, the reference one.
 
-    Does nothing on macOS, where MLX uses Accelerate, and has no effect once `mlx.core` is imported.
+    A library that is loaded into the global symbol scope before `mlx.core` replaces its symbols. In front of OpenBLAS
+    goes this package's extension, which has products of one or two columns done as matrix-vector products.
+
+    Returns:
+        The library's name; None where it isn't installed, and on macOS, where MLX uses Accelerate. Has no effect once
+        `mlx.core` is imported.
     """
     if not sys.platform.startswith("linux"):
         return None
-    for name in _CANDIDATES:
-        try:
-            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
-        return name
-    return None
+    try:
+        ctypes.CDLL(_OPENBLAS)
+    except OSError:
+        return None
+    for extension in Path(__file__).parent.glob("audio_io*.so"):
+        with contextlib.suppress(OSError):  # the system lacks its sound library: go without
+            ctypes.CDLL(str(extension), mode=ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(_OPENBLAS, mode=ctypes.RTLD_GLOBAL)
+    return _OPENBLAS
 
 
 # mallopt's parameters, from glibc's malloc.h.

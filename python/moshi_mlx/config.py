@@ -142,7 +142,8 @@ class LMConfig:
         _require(data, "causal", (True,))
         _require(data, "layer_scale", (None,))
         _require(data, "cross_attention", (False, None))
-        _require(data, "demux_second_text_stream", (False, None))
+        for key in ("demux_second_stream", "demux_second_text_stream"):
+            _require(data, key, (False, None))
         dep_q = _get(data, "dep_q", int)
         if dep_q:
             _require(data, "depformer_pos_emb", ("none",))

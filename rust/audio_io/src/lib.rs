@@ -1,5 +1,7 @@
 //! Sound in and out for a full-duplex voice model. The core knows nothing of Python; the bindings are below `python`.
 
+#[cfg(target_os = "linux")]
+pub mod blas;
 pub mod capture;
 pub mod devices;
 pub mod drift;

@@ -1,0 +1,132 @@
+//! Matrix products of one or two columns as matrix-vector products, for MLX's CPU backend on Linux.
+//!
+//! MLX hands every product to `cblas_sgemm`, and OpenBLAS's first copies the whole matrix into blocks that pay off over
+//! many columns. A step of the models here has one or two: read as matrix-vector products, the weights come once from
+//! memory. This `cblas_sgemm` stands in front of OpenBLAS's where the library is loaded globally before MLX
+//! (`_cpu.py` does that), and passes on all that has more columns.
+
+use std::ffi::{c_char, c_float, c_int, c_void};
+use std::sync::OnceLock;
+
+const ROW_MAJOR: c_int = 101;
+const NO_TRANS: c_int = 111;
+const TRANS: c_int = 112;
+
+/// Up to so many columns (or rows) a product is taken apart.
+const MOST_VECTORS: c_int = 2;
+
+type Gemm = unsafe extern "C" fn(
+    c_int,
+    c_int,
+    c_int,
+    c_int,
+    c_int,
+    c_int,
+    c_float,
+    *const c_float,
+    c_int,
+    *const c_float,
+    c_int,
+    c_float,
+    *mut c_float,
+    c_int,
+);
+type Gemv = unsafe extern "C" fn(
+    c_int,
+    c_int,
+    c_int,
+    c_int,
+    c_float,
+    *const c_float,
+    c_int,
+    *const c_float,
+    c_int,
+    c_float,
+    *mut c_float,
+    c_int,
+);
+
+struct OpenBlas {
+    gemm: Gemm,
+    gemv: Gemv,
+}
+
+fn open_blas() -> &'static OpenBlas {
+    static FOUND: OnceLock<OpenBlas> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let find = |name: &std::ffi::CStr| -> *mut c_void {
+            // SAFETY: both arguments are NUL-terminated strings; the library stays loaded.
+            let symbol = unsafe {
+                let library = libc::dlopen(c"libopenblas.so.0".as_ptr(), libc::RTLD_NOW);
+                libc::dlsym(library, name.as_ptr().cast::<c_char>())
+            };
+            assert!(!symbol.is_null(), "libopenblas.so.0 went away while the program ran");
+            symbol
+        };
+        // SAFETY: the symbols are the CBLAS functions of these names, whose signatures the types are.
+        unsafe {
+            OpenBlas {
+                gemm: std::mem::transmute::<*mut c_void, Gemm>(find(c"cblas_sgemm")),
+                gemv: std::mem::transmute::<*mut c_void, Gemv>(find(c"cblas_sgemv")),
+            }
+        }
+    })
+}
+
+/// C = alpha op(A) op(B) + beta C, as CBLAS has it.
+///
+/// # Safety
+/// As for CBLAS: the pointers must be to matrices of the sizes given.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cblas_sgemm(
+    order: c_int,
+    trans_a: c_int,
+    trans_b: c_int,
+    m: c_int,
+    n: c_int,
+    k: c_int,
+    alpha: c_float,
+    a: *const c_float,
+    lda: c_int,
+    b: *const c_float,
+    ldb: c_int,
+    beta: c_float,
+    c: *mut c_float,
+    ldc: c_int,
+) {
+    let blas = open_blas();
+    let flip = |trans| if trans == NO_TRANS { TRANS } else { NO_TRANS };
+    let stored = |trans, rows, columns| {
+        if trans == NO_TRANS { (rows, columns) } else { (columns, rows) }
+    };
+    // Where column j of op(B) (or row i of op(A)) begins and how far apart its elements are.
+    let vector = |along: bool, index: c_int, ld: c_int| {
+        if along { (index as isize * ld as isize, 1) } else { (index as isize, ld) }
+    };
+    if order == ROW_MAJOR && n <= MOST_VECTORS && m > n {
+        let (rows, columns) = stored(trans_a, m, k);
+        for j in 0..n {
+            let (start, step) = vector(trans_b != NO_TRANS, j, ldb);
+            // SAFETY: A is as the caller describes it; column j of op(B) has k elements, column j of C has m.
+            unsafe {
+                let (x, y) = (b.offset(start), c.offset(j as isize));
+                (blas.gemv)(order, trans_a, rows, columns, alpha, a, lda, x, step, beta, y, ldc);
+            }
+        }
+    } else if order == ROW_MAJOR && m <= MOST_VECTORS {
+        let (rows, columns) = stored(trans_b, k, n);
+        for i in 0..m {
+            let (start, step) = vector(trans_a == NO_TRANS, i, lda);
+            // SAFETY: B is as the caller describes it; row i of op(A) has k elements, row i of C has n.
+            unsafe {
+                let (x, y) = (a.offset(start), c.offset(i as isize * ldc as isize));
+                (blas.gemv)(order, flip(trans_b), rows, columns, alpha, b, ldb, x, step, beta, y, 1);
+            }
+        }
+    } else {
+        // SAFETY: the caller's own arguments.
+        unsafe {
+            (blas.gemm)(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+        }
+    }
+}
