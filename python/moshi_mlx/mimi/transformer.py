@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -42,8 +42,7 @@ class Rotary:
 
 def rotate(qkv: mx.array, phases: mx.array) -> mx.array:
     """Turn pairs of `qkv` [B, T, 3, H, head_dim] by `phases`."""
-    turned: mx.array = turn(qkv.astype(mx.float32), phases)
-    return turned.astype(qkv.dtype)
+    return cast(mx.array, turn(qkv.astype(mx.float32), phases)).astype(qkv.dtype)
 
 
 def ring_length(context: int, steps: int) -> int:
