@@ -41,6 +41,7 @@ class Client:
     said: int = 0
     answers: int = 0
     lag_ms: list[float] = field(default_factory=list)
+    waited_ms: list[float] = field(default_factory=list)
     dropped_in: int = 0
     dropped_out: int = 0
     sent_at: dict[int, float] = field(default_factory=dict)
@@ -73,6 +74,7 @@ async def converse(http: aiohttp.ClientSession, url: str, seconds: float, index:
                 heard = event["heard"] // FRAME_SIZE
                 client.answers += 1
                 client.lag_ms.append((time.perf_counter() - client.sent_at[heard]) * 1e3)
+                client.waited_ms.append(event["wait_ms"])
                 client.dropped_in, client.dropped_out = event["dropped_in"], event["dropped_out"]
             elif event["type"] == "error":
                 raise RuntimeError(event["message"])
@@ -129,6 +131,7 @@ def serve(model: str, sessions: int, seconds: float) -> tuple[list[Figure], dict
     figures = [
         Figure.of(f"{name}: answered of what was said", "%", [100 * part for part in answered]),
         Figure.of(f"{name}: sent to answered", "ms", lags),
+        Figure.of(f"{name}: of that, waited for its step", "ms", [ms for client in clients for ms in client.waited_ms]),
         Figure.exact(f"{name}: sent to answered, 99%", "ms", float(np.quantile(lags, 0.99))),
         Figure.exact(f"{name}: least against most served", "", min(answered) / max(answered)),
         Figure.exact(f"{name}: dropped", "frames", sum(client.dropped_in + client.dropped_out for client in clients)),
