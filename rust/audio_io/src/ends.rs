@@ -52,13 +52,13 @@ impl InputEnd {
     }
 
     /// Replaces `output` with everything that came in by `now_ns`, or with silence if nothing has for a while.
-    ///
-    /// # Errors
-    /// `ResampleError::Filter` when the filter fails.
-    pub fn drain(&mut self, now_ns: u64, output: &mut Vec<f32>) -> Result<(), ResampleError> {
+    pub fn drain(&mut self, now_ns: u64, output: &mut Vec<f32>) {
         output.clear();
-        if let Some(reader) = &mut self.reader {
-            reader.drain(output)?;
+        if let Some(reader) = &mut self.reader
+            && reader.drain(output).is_err()
+        {
+            // The filter can't fail on lengths that it was made for; if it does, what it has is silence.
+            output.clear();
         }
         let gap_ns = now_ns.saturating_sub(self.covered_ns);
         if !output.is_empty() || self.covered_ns == 0 {
@@ -67,10 +67,9 @@ impl InputEnd {
             self.replaced = true;
             output.resize((gap_ns as f64 * 1e-9 * f64::from(SAMPLE_RATE)) as usize, 0.0);
         } else {
-            return Ok(());
+            return;
         }
         self.covered_ns = now_ns.max(1);
-        Ok(())
     }
 
     /// Whether to tell the user, once, that nothing but zeros comes in.

@@ -10,9 +10,9 @@ use crate::devices::{self, Chosen, DeviceFault, Direction, Selection};
 use crate::stream::Running;
 
 /// Callbacks that stay away this long mean that the device is gone, even if nobody says so.
-const SILENT_DEVICE_NS: u64 = 1_000_000_000;
-/// A stream may take this long to begin.
-const START_NS: u64 = 3_000_000_000;
+const SILENT_DEVICE_NS: u64 = 1_500_000_000;
+/// A new stream is given more time: a server may have filled the device's buffer two seconds ahead.
+const START_NS: u64 = 4_000_000_000;
 /// How often the choice of device is looked at again.
 const LOOK_NS: u64 = 1_000_000_000;
 /// First wait before trying again; doubles up to the last.
@@ -163,8 +163,8 @@ impl<S: Socket> Line<S> {
             return Some(reason.unwrap_or_else(|| "the sound system ended the stream".into()));
         }
         let last = self.socket.last_callback_ns();
-        let patience = if last == 0 { START_NS } else { SILENT_DEVICE_NS };
-        if now_ns.saturating_sub(last.max(open.since_ns)) > patience {
+        let new = now_ns.saturating_sub(open.since_ns) < START_NS;
+        if !new && now_ns.saturating_sub(last) > SILENT_DEVICE_NS {
             return Some("it has stopped responding".into());
         }
         if now_ns < self.next_look_ns {

@@ -1,7 +1,7 @@
 //! Python's view of devices and of a conversation's sound.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::PyTimeoutError;
@@ -119,19 +119,14 @@ impl AudioIO {
         if !engine.has_input() {
             return Err(super::error(py, "InputError", "there is nothing to read: input is False".into()));
         }
-        let end = Instant::now() + seconds(timeout);
-        loop {
-            let slice = SLICE.min(end.saturating_duration_since(Instant::now()));
-            if let Some(frame) = py.detach(|| engine.read(slice)) {
-                return Ok(frame.pcm.into_pyarray(py));
-            }
-            py.check_signals()?;
-            if engine.is_closed() {
-                return Err(closed(py));
-            }
-            if Instant::now() >= end {
-                return Err(PyTimeoutError::new_err(format!("no frame came within {timeout} s")));
-            }
+        let mut found = None;
+        let came = wait(py, &engine, timeout, |slice| {
+            found = engine.read(slice);
+            found.is_some()
+        })?;
+        match found {
+            Some(frame) if came => Ok(frame.pcm.into_pyarray(py)),
+            _ => Err(PyTimeoutError::new_err(format!("no frame came within {timeout} s"))),
         }
     }
 
@@ -148,21 +143,10 @@ impl AudioIO {
                 format!("{} samples were given; write at most {FRAME_SIZE} (80 ms) at a time", pcm.len());
             return Err(super::error(py, "InputError", message));
         }
-        if let Some(timeout) = timeout {
-            let end = Instant::now() + seconds(timeout);
-            while !py
-                .detach(|| engine.wait_writable(SLICE.min(end.saturating_duration_since(Instant::now()))))
-            {
-                py.check_signals()?;
-                if engine.is_closed() {
-                    return Err(closed(py));
-                }
-                if Instant::now() >= end {
-                    return Err(PyTimeoutError::new_err(format!(
-                        "the speaker took nothing within {timeout} s"
-                    )));
-                }
-            }
+        if let Some(timeout) = timeout
+            && !wait(py, &engine, timeout, |slice| engine.wait_writable(slice))?
+        {
+            return Err(PyTimeoutError::new_err(format!("the speaker took nothing within {timeout} s")));
         }
         py.detach(|| engine.write(&pcm));
         Ok(())
@@ -244,6 +228,28 @@ fn closed(py: Python<'_>) -> PyErr {
     super::error(py, "DeviceError", "this AudioIO is closed; make a new one".into())
 }
 
-fn seconds(timeout: f64) -> Duration {
-    Duration::from_secs_f64(if timeout.is_finite() { timeout.clamp(0.0, 1e6) } else { 1e6 })
+/// Tries until it works or `timeout` seconds were waited for, without Python's lock; Ctrl-C and `close` end it.
+///
+/// The time is counted in slices that were really waited for: a machine that sleeps and wakes up has not timed out.
+fn wait(
+    py: Python<'_>,
+    engine: &Engine,
+    timeout: f64,
+    mut attempt: impl FnMut(Duration) -> bool + Send,
+) -> PyResult<bool> {
+    let mut left = Duration::from_secs_f64(if timeout.is_finite() { timeout.clamp(0.0, 1e6) } else { 1e6 });
+    loop {
+        let slice = SLICE.min(left);
+        if py.detach(|| attempt(slice)) {
+            return Ok(true);
+        }
+        py.check_signals()?;
+        if engine.is_closed() {
+            return Err(closed(py));
+        }
+        left -= slice;
+        if left.is_zero() {
+            return Ok(false);
+        }
+    }
 }
