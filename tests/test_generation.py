@@ -122,11 +122,24 @@ def test_the_cache_does_not_grow(lm: LMModel) -> None:
     assert len(sizes) == 1
 
 
-def wide_model() -> LMModel:
+@pytest.mark.parametrize("compile", [True, False])
+def test_a_step_moves_the_cache_on_in_place(compile: bool) -> None:
+    gen = LMGen(wide_model(context=4000), seed=0, compile=compile)
+    codes = np.zeros((1, 8), np.int32)
+    for _ in range(3):
+        np.array(gen.step(codes))
+    mx.synchronize()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    np.array(gen.step(codes))
+    taken = mx.get_peak_memory() - before
+    assert taken < gen.state.kv.nbytes / 4, f"a step took {taken} bytes, the cache has {gen.state.kv.nbytes}"
+
+
+def wide_model(context: int = 24) -> LMModel:
     """A random model with heads 64 wide, as the published ones have at least."""
-    config = LMConfig.from_dict(
-        json.loads((golden("moshi") / "config.json").read_text()) | {"dim": 128, "num_heads": 2, "num_layers": 2}
-    )
+    shape = {"dim": 128, "num_heads": 2, "num_layers": 2, "context": context}
+    config = LMConfig.from_dict(json.loads((golden("moshi") / "config.json").read_text()) | shape)
     return build(config, random_tensors({name: piece.shape for name, piece in pieces(config).items()}, seed=3))
 
 

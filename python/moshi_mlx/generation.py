@@ -278,8 +278,8 @@ class LMGen:
         window = self.graph.window(self.state.offset)
         step = self.graph.compiled(("step", window, "forced" in arrays), lambda: self._step(window))
         outputs, state = step(arrays, self.state.arrays())
-        outputs = queue(outputs, state)
-        return self.finish(outputs, state)
+        self.advance(state)
+        return self.report(queue(outputs, state))
 
     def _step(self, window: int) -> Callable[..., Any]:
         return lambda arrays, state: self.graph.step(arrays, state, window)
@@ -290,13 +290,15 @@ class LMGen:
         checked = None if forced is None else self._check(forced, 1 + self.lm.config.dep_q, "forced")
         return self.graph.inputs(self.state, codes, checked, self._condition)
 
-    def finish(self, outputs: Mapping[str, mx.array], arrays: StateArrays) -> StepResult:
-        """Take over the state that a step left, and call the hooks."""
-        kv = self.state.kv
-        kv.layers, self.state.line = arrays
-        kv.offset += 1
+    def advance(self, arrays: StateArrays) -> None:
+        """Take over the state that a step leaves; before the step is queued, or it will copy the cache it moves on."""
+        self.state.kv.layers, self.state.line = arrays
+        self.state.kv.offset += 1
+
+    def report(self, outputs: Mapping[str, mx.array]) -> StepResult:
+        """What the step gave, after calling the hooks."""
         result = StepResult(
-            outputs["tokens"] if kv.offset > self.lm.config.max_delay else None,
+            outputs["tokens"] if self.state.offset > self.lm.config.max_delay else None,
             outputs["text_token"],
             outputs.get("audio_tokens"),
             outputs["text_logits"],

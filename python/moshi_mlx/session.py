@@ -138,8 +138,9 @@ class Session:
             pcm, arrays, self._encoder, self._gen.state.arrays(), self._decoder
         )
         self._encoder, self._decoder = encoder, decoder
+        self._gen.advance(state)
         queued = queue({"packed": packed}, (encoder, state, decoder))
-        self._gen.finish(outputs, state)
+        self._gen.report(outputs)
         return queued["packed"], (math.nan, math.nan, math.nan)
 
     def _run_in_parts(self, pcm: mx.array, encode: bool, decode: bool) -> tuple[mx.array, tuple[float, float, float]]:
@@ -157,8 +158,9 @@ class Session:
         window = graph.window(self.steps)
         lm_graph = graph.compiled(("lm", window), lambda: lambda a, s: graph.step(a, s, window))
         outputs, state = lm_graph({**self._gen.begin(), "codes": codes}, self._gen.state.arrays())
-        self._gen.finish(outputs, state)
+        self._gen.advance(state)
         timed(outputs, state)
+        self._gen.report(outputs)
         decoder_graph = graph.compiled(("decode", decode), lambda: lambda t, s: moshi.decode_graph(t, s, decode))
         packed, self._decoder = decoder_graph(outputs["tokens"], self._decoder)
         timed(packed, self._decoder)
