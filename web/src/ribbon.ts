@@ -114,9 +114,9 @@ export class Ribbon {
     const middle = Math.round(height * 0.56);
     context.fillStyle = colours.line;
     context.fillRect(0, middle, width, 1);
-    if (!this.clock) return this.drawPicture(width, height, middle);
-
     const edge = width - Math.min(110, width * 0.14);
+    if (!this.clock) return this.drawPicture(edge, height, middle);
+
     const now = this.clock() - DELAY;
     const at = (time: number) => edge - (now - time) * this.scale;
     this.drawBars(this.moshi, colours.moshi, now, at, middle - 3, -(middle - 40));
@@ -177,7 +177,7 @@ export class Ribbon {
     ] as const) {
       context.strokeStyle = colour;
       context.beginPath();
-      for (let i = first; (i - first) * pitch < width + 2 * pitch; i++) {
+      for (let i = first; i * pitch - shift * 22 < width; i++) {
         const x = i * pitch - shift * 22;
         context.moveTo(x, base);
         context.lineTo(x, base + room * murmur(i, seed) + Math.sign(room) * 0.01);
