@@ -226,7 +226,7 @@ class Connection:
     def restart(self) -> None:
         """Begin the conversation anew, in the same seat."""
         if self._seat is not None:
-            self._server.worker.call(self._seat.conversation.speaker.reset)
+            self._server.worker.call(self._seat.conversation.restart)
 
     async def _read(self) -> None:
         """Take what the client sends until it ends the connection."""

@@ -102,6 +102,11 @@ class Conversation:
         self.steps = 0
         self.told_dropped = 0
 
+    def restart(self) -> None:
+        """Begin anew; called in the worker's thread."""
+        self.speaker.reset()
+        self.steps = 0
+
 
 class Worker:
     """A thread that owns the model: every call into MLX is made there, one at a time."""
