@@ -240,7 +240,11 @@ class Worker:
         """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _expect_line(self) -> str:
         assert self._process.stdout is not None

@@ -27,7 +27,7 @@ QUICK: dict[str, list[str]] = {
     "load": ["--runs", "2"],
     "quantization": ["random-256", "--steps", "15", "--length", "24"],
     "roofline": [],
-    "report": ["random-512", "random-512-4", "--steps", "20"],
+    "report": ["random-512-4", "--steps", "20"],
     "soak": ["--steps", "3000"],
 }
 """Benchmarks and how they are called."""
