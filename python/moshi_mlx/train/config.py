@@ -65,6 +65,9 @@ class MixConfig:
         out_of_domain: share of turns out of domain.
         echoes: share of conversations in which the microphone hears Moshi.
         wrong_codes: share of the user's codes replaced by random ones.
+        near_codes: share of the user's semantic codes replaced by one of their four neighbours in the codebook, as
+            another voice would have had it.
+        stretch: range of rates at which the user's renderings are replayed, frames dropped or doubled.
         user_codebooks: codebooks of the user that the model hears; the rest is -1.
     """
 
@@ -79,6 +82,8 @@ class MixConfig:
     out_of_domain: float = 0.08
     echoes: float = 0.15
     wrong_codes: float = 0.06
+    near_codes: float = 0.0
+    stretch: tuple[float, float] = (1.0, 1.0)
     user_codebooks: int = 1
 
 
@@ -96,8 +101,9 @@ class TrainConfig:
         depth_frames: frames per step on which the depth transformer is trained.
         silent_share: share of those taken from Moshi's silence.
         weights: of the losses, by name.
-        drills: share of the steps that are drills: single questions up to the answer's first words, without the depth
-            transformer. They teach listening at a fraction of a conversation's cost.
+        drills: share of the steps of a run's first half that are drills, falling to none at its end: single questions
+            up to the answer's first words, without the depth transformer. They teach listening at a fraction of a
+            conversation's cost.
         drill_batch: questions in a drill.
         evaluate: steps between evaluations.
         save: steps between checkpoints.

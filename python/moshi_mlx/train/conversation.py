@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -99,7 +99,9 @@ class Mixer:
         utterances: the corpus.
         tokenizer: of the text stream.
         config: how conversations go.
-        split: of the user's utterances: `train`, `known` or `held_out`.
+        split: of the user's utterances: `train`, `known` or `held_out`; only `train` is varied.
+        neighbours: for every semantic code its nearest others in the codebook, int [bins, n], if codes are to be
+            replaced by near ones.
     """
 
     def __init__(
@@ -109,10 +111,12 @@ class Mixer:
         tokenizer: TextTokenizer,
         config: MixConfig,
         split: str = "train",
+        neighbours: np.ndarray | None = None,
     ):
         self.script = script
         self.config = config
         self.split = split
+        self.neighbours = neighbours
         self.answers = {u.text: Answer(u, tokenizer) for u in utterances if u.group == "answers"}
         self.numbers = {text: number for number, text in enumerate(self.answers, 1)}
         self.vocabulary = heard_vocabulary(script)
@@ -165,6 +169,10 @@ class Mixer:
     def _finish(self, example: Conversation, rng: random.Random) -> Conversation:
         K, frames = example.user.shape
         wrong = np.random.default_rng(rng.getrandbits(32))
+        if self.split == "train" and self.neighbours is not None:
+            near = np.asarray(wrong.random(frames) < self.config.near_codes)
+            rank = wrong.integers(0, self.neighbours.shape[1], int(near.sum()))
+            example.user[0, near] = self.neighbours[example.user[0, near], rank]
         swap = wrong.random((K, frames)) < self.config.wrong_codes
         example.user[swap] = wrong.integers(0, 1 + int(self.answers_max()), int(swap.sum()))
         example.user[self.config.user_codebooks :] = ZERO_TOKEN
@@ -275,6 +283,8 @@ class _Talk:
     def _hear(self, said: Utterance, position: int) -> int:
         """The user speaks from `position` on; returns the frame in which they have ended."""
         talk = self.conversation
+        if self.mixer.split == "train":
+            said = stretched(said, self.rng.uniform(*self.mixer.config.stretch))
         lead = min(said.first_frame, self.rng.randint(1, 3))
         tail = self.rng.randint(1, 4)
         first = said.first_frame - lead
@@ -311,6 +321,23 @@ def _put(stream: np.ndarray, codes: np.ndarray, begin: int) -> None:
     first, last = max(0, begin), min(stream.shape[1], begin + codes.shape[1])
     if first < last:
         stream[:, first:last] = codes[:, first - begin : last - begin]
+
+
+def stretched(said: Utterance, rate: float) -> Utterance:
+    """An utterance that takes `rate` times as long, frames doubled or dropped evenly."""
+    frames = said.codes.shape[1]
+    longer = round(frames * rate)
+    if longer == frames:
+        return said
+    chosen = np.minimum((np.arange(longer) / rate).astype(int), frames - 1)
+    words = tuple((word, start * rate) for word, start in said.words)
+    return replace(said, codes=said.codes[:, chosen], start=said.start * rate, end=said.end * rate, words=words)
+
+
+def nearest_codes(book: np.ndarray, count: int = 4) -> np.ndarray:
+    """For every entry of a codebook [bins, width] the `count` entries nearest to it, int [bins, count]."""
+    distances = ((book[:, None] - book[None]) ** 2).sum(-1)
+    return np.argsort(distances, axis=1)[:, 1 : count + 1]
 
 
 def heard_vocabulary(script: Script) -> dict[str, int]:

@@ -23,7 +23,7 @@ from ..lm.weights import build
 from ..precision import Precision
 from ..text import TextTokenizer
 from .config import Config
-from .conversation import Conversation, Mixer
+from .conversation import Conversation, Mixer, nearest_codes
 from .corpus import read_corpus
 from .loss import Batch, Drill, Trainee, listening_losses, losses, make_batch, make_drill, score, total
 from .progress import Progress
@@ -87,8 +87,9 @@ class Trainer:
         if not utterances:
             raise ConfigError(f"{config.work}/corpus is empty: run `python -m moshi_mlx.train.data` first.")
         self.shards = len(list((config.work / "corpus").glob("*.npz")))
+        near = nearest_codes(_codebook(config.codec, 0))
         self.mixers = {
-            split: Mixer(self.script, utterances, self.tokenizer, config.mix, split)
+            split: Mixer(self.script, utterances, self.tokenizer, config.mix, split, near)
             for split in ("train", "known", "held_out")
         }
 
@@ -131,7 +132,9 @@ class Trainer:
     def batch(self, step: int) -> Batch | Drill:
         """The batch of a step."""
         train = self.config.train
-        if random.Random(f"{train.seed}/{step}").random() < train.drills:
+        # Drills loosen what the depth transformer had learned: the second half of a run has ever fewer of them.
+        drills = train.drills * min(1.0, 2 * (1 - step / train.steps))
+        if random.Random(f"{train.seed}/{step}").random() < drills:
             mixer, seeds = self.mixers["train"], range(train.drill_batch)
             return make_drill([mixer.drill(random.Random(f"{train.seed}/{step}/{i}")) for i in seeds], self.lm_config)
         draws = np.random.default_rng([train.seed, step])
@@ -261,16 +264,21 @@ def _small_start(model: Trainee, config: LMConfig, codec: Path) -> None:
     model.load_weights(weights, strict=False)
 
 
-def _audio_embeddings(config: LMConfig, codec: Path, draws: np.random.Generator) -> np.ndarray:
+def _codebook(codec: Path, k: int) -> np.ndarray:
+    """Entries of a codec's codebook, float32 [bins, width]."""
     tensors = mx.load(str(codec / "model.safetensors"))
     assert isinstance(tensors, dict)
+    part = "rvq_first.vq.layers.0" if k == 0 else f"rvq_rest.vq.layers.{k - 1}"
+    name = f"quantizer.{part}._codebook"
+    usage = np.maximum(np.array(tensors[f"{name}.cluster_usage"].astype(mx.float32)), 1e-5)
+    return np.asarray(np.array(tensors[f"{name}.embedding_sum"].astype(mx.float32)) / usage[:, None], dtype=np.float32)
+
+
+def _audio_embeddings(config: LMConfig, codec: Path, draws: np.random.Generator) -> np.ndarray:
     tables = []
     for stream, count in ((0, config.dep_q), (config.dep_q, config.user_q)):
         for k in range(count):
-            part = "rvq_first.vq.layers.0" if k == 0 else f"rvq_rest.vq.layers.{k - 1}"
-            name = f"quantizer.{part}._codebook"
-            usage = np.maximum(np.array(tensors[f"{name}.cluster_usage"].astype(mx.float32)), 1e-5)
-            book = np.array(tensors[f"{name}.embedding_sum"].astype(mx.float32)) / usage[:, None]
+            book = _codebook(codec, k)
             book = (book - book.mean(0)) / max(float(book.std()), 1e-6)
             projected = book[: config.card] @ draws.normal(0, book.shape[1] ** -0.5, (book.shape[1], config.dim))
             # The user's semantic codes carry the question: they speak louder than the rest.
