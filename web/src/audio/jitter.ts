@@ -8,8 +8,8 @@ interface Chunk {
  * Sound between an uneven network and an even speaker.
  *
  * It begins to play `lead` samples after its first piece came, so that a later piece may be late by as much. When it
- * runs out all the same, the lead grows; when it hasn't for a while, it shrinks. Where more waits than the lead needs,
- * over two seconds on end, the surplus is skipped: it would only be delay.
+ * runs out all the same, the lead grows; when it hasn't for a while, it shrinks. Where more waits than the lead needs
+ * for two seconds on end, or much more for half a second, the surplus is skipped: it would only be delay.
  */
 export class JitterBuffer {
   buffered = 0;
@@ -94,9 +94,11 @@ export class JitterBuffer {
       this.calm = 0;
       this.lead = Math.max(this.lead - 0.01 * this.rate, 0.02 * this.rate);
     }
-    if (this.watched < 2 * this.rate) return;
+    if (this.watched < 0.5 * this.rate) return;
     const surplus = this.lowest - this.lead;
-    if (surplus > 0.04 * this.rate && surplus < Infinity) this.skip(Math.round(surplus));
+    const long = this.watched >= 2 * this.rate;
+    if (surplus > (long ? 0.04 : 0.15) * this.rate && surplus < Infinity) this.skip(Math.round(surplus));
+    else if (!long) return;
     this.watch();
   }
 
