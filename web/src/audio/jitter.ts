@@ -30,7 +30,6 @@ export class JitterBuffer {
 
   /** Add a piece of sound; `id` is told back when its first sample is played. */
   write(pcm: Float32Array, id?: number): void {
-    if (this.playing) this.lowest = Math.min(this.lowest, this.buffered);
     this.chunks.push({ pcm, read: 0, id });
     this.buffered += pcm.length;
     if (!this.playing) {
@@ -88,6 +87,7 @@ export class JitterBuffer {
 
   private keepWatch(samples: number): void {
     if (!this.playing) return;
+    if (this.wait === 0) this.lowest = Math.min(this.lowest, this.buffered);
     this.watched += samples;
     this.calm += samples;
     if (this.calm > 20 * this.rate) {
