@@ -181,10 +181,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=[2, 4], help="conversations in a batched step")
     parser.add_argument("--shape", default="256", help="model of the batched step")
     args = parser.parse_args()
-    figures, details = batched(args.shape, args.batches), {}
+    figures, details, held = batched(args.shape, args.batches), {}, 0
     for sessions in args.sessions:
         found, details[str(sessions)] = serve(args.model, sessions, args.seconds)
         figures += found
+        clients = details[str(sessions)]["clients"]
+        if all(client["dropped"] == 0 and client["answers"] >= client["said"] - 1 for client in clients):
+            held = max(held, sessions)
+    figures.append(Figure.exact("held in real time, of the numbers tried", "conversations", held))
     notes = [
         "A conversation is held in real time where everything said is answered and nothing is dropped.",
         "A batched step needs conversations that began together: they share their position in the cache.",
