@@ -30,9 +30,11 @@ const FLOOR: f32 = 0.01;
 const MOSTLY_ECHO: f32 = 0.5;
 const HARDER: f32 = 3.0;
 /// Noise: weight, lowest gain, and how fast its floor may rise per block (about 2 dB a second).
-const NOISE: f32 = 1.5;
+const NOISE: f32 = 2.0;
 const NOISE_FLOOR: f32 = 0.18;
 const NOISE_RISE: f32 = 1.003;
+/// Smoothing of the spectrum whose minimum is the noise, and of the one it is taken from.
+const NOISE_SMOOTH: (f32, f32) = (0.95, 0.7);
 
 /// Half-overlapping windowed blocks, so that its output is a block late.
 pub(crate) struct Suppressor {
@@ -58,14 +60,25 @@ struct Bin {
     tail: f32,
     kept: f32,
     noise: f32,
+    slow: f32,
+    calm: f32,
     gain: f32,
 }
 
 impl Suppressor {
     pub fn new(block: usize, noise_suppression: bool) -> Self {
         let half_turn = std::f32::consts::PI / (2 * block) as f32;
-        let bin =
-            Bin { ratio: RATIO_START, left: 0.0, echo: 0.0, tail: 0.0, kept: 0.0, noise: 1e-3, gain: 1.0 };
+        let bin = Bin {
+            ratio: RATIO_START,
+            left: 0.0,
+            echo: 0.0,
+            tail: 0.0,
+            kept: 0.0,
+            noise: 1e-3,
+            slow: 1e-3,
+            calm: 0.0,
+            gain: 1.0,
+        };
         Self {
             block,
             transform: Transform::new(block),
@@ -107,10 +120,13 @@ impl Suppressor {
         for (bin, (residual, estimate)) in self.bins.iter_mut().zip(self.residual.iter().zip(&self.estimate))
         {
             let echo = estimate.norm_sqr();
-            bin.left = SMOOTH * bin.left + (1.0 - SMOOTH) * residual.norm_sqr();
+            let power = residual.norm_sqr();
+            bin.left = SMOOTH * bin.left + (1.0 - SMOOTH) * power;
+            bin.slow = NOISE_SMOOTH.0 * bin.slow + (1.0 - NOISE_SMOOTH.0) * power;
+            bin.calm = NOISE_SMOOTH.1 * bin.calm + (1.0 - NOISE_SMOOTH.1) * power;
             bin.tail = (TAIL * bin.tail).max(echo);
             bin.echo = SMOOTH * bin.echo + (1.0 - SMOOTH) * bin.tail;
-            bin.noise = (bin.noise * NOISE_RISE).min(bin.left).max(1e-9);
+            bin.noise = (bin.noise * NOISE_RISE).min(bin.slow).max(1e-9);
             if bin.echo > AUDIBLE {
                 let below = bin.left < bin.ratio * bin.echo;
                 let step = if below { -QUANTILE_STEP * (1.0 - QUANTILE) } else { QUANTILE_STEP * QUANTILE };
@@ -148,7 +164,7 @@ impl Suppressor {
             return 1.0;
         }
         let bin = &self.bins[bin];
-        (1.0 - NOISE * bin.noise / (bin.left + 1e-9)).max(NOISE_FLOOR)
+        (1.0 - NOISE * bin.noise / (bin.calm + 1e-9)).max(NOISE_FLOOR)
     }
 }
 
