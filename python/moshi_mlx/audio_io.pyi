@@ -36,6 +36,31 @@ class Resampler:
     def delay(self) -> int:
         """How late the output is, in output samples: drop as many from the beginning to align it with the input."""
 
+class EchoCanceller:
+    """Takes what the loudspeaker played out of what the microphone heard; the delay and the clocks' drift are found.
+
+    For 8000 to 48000 Hz, tuned at 24000. `high_pass` removes what lies below 80 Hz, `noise_suppression` lowers steady
+    noise. Raises InputError for another rate. Sources: rust/audio_io/src/echo_filter.rs.
+    """
+
+    def __init__(
+        self, sample_rate: int = 24000, high_pass: bool = False, noise_suppression: bool = False
+    ) -> None: ...
+    def process(self, mic: NDArray[np.float32], played: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Cancel in the next samples, float32 [samples] both: as many come out, `delay` samples late.
+
+        Any number at a time; the state is kept between calls. Values that are not finite count as silence. Raises
+        InputError when the two differ in length.
+        """
+
+    @property
+    def delay(self) -> int:
+        """How late the output is, in samples (256 at 24 kHz: 10.7 ms)."""
+
+    @property
+    def drift_ppm(self) -> float:
+        """How fast the loudspeaker's clock leaves the microphone's, in parts per million, as found so far."""
+
 def list_devices() -> list[dict[str, Any]]:
     """List the microphones and speakers of every sound system there is, the preferred system first.
 
