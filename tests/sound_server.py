@@ -47,7 +47,7 @@ class SoundServer:
         self.process = subprocess.Popen(
             [
                 "pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no",
-                "--disable-shm=yes", "--log-level=notice", f"--log-target=file:{self.log}",
+                "--disable-shm=yes", "--realtime=no", "--log-level=notice", f"--log-target=file:{self.log}",
                 *(f"--load={module}" for module in modules),
             ],
             env=self.env,
@@ -125,6 +125,16 @@ class SoundServer:
             file.write(np.ascontiguousarray(samples, np.float32).tobytes())
             file.seek(0)
             return subprocess.Popen(command, env=self.env, stdin=file, preexec_fn=hurry)
+
+    @contextmanager
+    def playing(self, samples: np.ndarray, sink: str = "into_mic") -> Iterator[None]:
+        """Play samples while the block runs, and no longer."""
+        process = self.play(samples, sink)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(timeout=10)
 
     @contextmanager
     def recording(self, source: str = "speaker.monitor", channels: int = 1) -> Iterator["Recording"]:
