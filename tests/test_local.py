@@ -144,7 +144,7 @@ def test_ctrl_c_writes_what_there_is(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_loading_leaves_nothing(tmp_path: Path, question: Path) -> None:
-    arguments = ("--input", question, "--output", tmp_path / "a.wav")
+    arguments = ("--input", question, "--output", tmp_path / "a.wav", "--tail", 3600)
     process = subprocess.Popen(command_line(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wait_until(lambda: bool(os.listdir(tmp_path)))
     process.send_signal(signal.SIGINT)

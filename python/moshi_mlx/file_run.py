@@ -74,7 +74,7 @@ def converse_with_file(args: argparse.Namespace) -> int:
     heard = load_sound(args.input)
     transcript = Transcript()
     # Results are opened before the model is loaded: what can't be written is better known at once.
-    with ExitStack() as results:
+    with StopRequest() as stop, ExitStack() as results:
         writer = results.enter_context(WavWriter(args.output, channels=2 if args.stereo else 1))
         said = results.enter_context(ResultFile(args.transcript)) if args.transcript else None
         moshi = load_model(args, console)
@@ -85,7 +85,8 @@ def converse_with_file(args: argparse.Namespace) -> int:
         writer.expected = steps * FRAME_SIZE
         words_to = sys.stderr if STDOUT in (args.output, args.transcript) else sys.stdout
         screen = FileScreen(console, words_to, steps)
-        with StopRequest() as stop, screen:
+        stop.begin()
+        with screen:
             run = run_file(session, heard, steps, writer, transcript, screen, stop)
         if args.save:
             session.save(args.save)

@@ -42,7 +42,7 @@ def _converse(args: argparse.Namespace, console: Console) -> int:
     devices = chosen(args)
     try_devices(devices)
     heard = None if args.input is None else load_sound(args.input)
-    with ExitStack() as results:
+    with StopRequest() as stop, ExitStack() as results:
         writer = WavWriter(args.output, channels=2 if args.stereo else 1) if args.output else None
         if writer:
             results.enter_context(writer)
@@ -52,7 +52,8 @@ def _converse(args: argparse.Namespace, console: Console) -> int:
         moshi = load_model(args, console)
         session = begin(moshi, args, console)
         state = LiveState(model=moshi.name)
-        with StopRequest() as stop, open_ends(args, devices, heard, writer) as sound:
+        stop.begin()
+        with open_ends(args, devices, heard, writer) as sound:
             screen = LiveScreen(state, console)
             conversation = Conversation(session, sound, screen, recording, trace)
             with Keys() as keys, screen:
