@@ -61,17 +61,17 @@ def noise(rate: int, seconds: float) -> np.ndarray:
 
 
 def delay_ms(played: np.ndarray, heard: np.ndarray, rate: int) -> tuple[float, float]:
-    """Lag of `heard` behind `played` and the height of the correlation's peak over its next best."""
-    size = 2 * len(played)
+    """Where in `heard`, which starts with it and is longer, `played` recurs; and how far that stands out."""
+    size = len(heard) + len(played)
     spectrum = np.fft.rfft(heard, size) * np.conj(np.fft.rfft(played, size))
-    correlation = np.abs(np.fft.irfft(spectrum))[: 2 * rate]
+    correlation = np.abs(np.fft.irfft(spectrum))[: len(heard) - len(played)]
     peak = int(correlation.argmax())
-    rest = np.delete(correlation, range(max(0, peak - 50), peak + 50)).max()
+    rest = np.delete(correlation, range(max(0, peak - 50), min(len(correlation), peak + 50))).max()
     return 1000 * peak / rate, float(correlation[peak] / rest)
 
 
 def measure(server: SoundServer, python: str, program: str, seconds: float, *options: str) -> dict[str, object]:
-    """Run one program between microphone and speaker; the delay is the median over windows of the second half."""
+    """Run one program between microphone and speaker; the delay is the median over windows."""
     sound = noise(server.rate, seconds + 2)
     with server.recording("cable.monitor", channels=2) as recording:
         run = subprocess.Popen(
@@ -86,11 +86,12 @@ def measure(server: SoundServer, python: str, program: str, seconds: float, *opt
     if run.returncode:
         raise SystemExit(f"{python} failed:\n{errors}")
     played, heard = recording.samples
-    window = 2 * server.rate
+    # Half a second, looked for in the second after it: an underrun spoils few windows.
+    window, reach = server.rate // 2, server.rate
     length = int(seconds * server.rate)
-    starts = range(length // 2, length - window, window)
-    delays = [delay_ms(played[s : s + window], heard[s : s + window], server.rate) for s in starts]
-    clear = [delay for delay, clarity in delays if clarity > 1.5]
+    starts = range(length // 3, min(length, len(heard)) - window - reach, window)
+    delays = [delay_ms(played[s : s + window], heard[s : s + window + reach], server.rate) for s in starts]
+    clear = [delay for delay, clarity in delays if clarity > 2]
     if not clear:
         raise SystemExit(f"no window of the recording correlates: {delays}")
     result: dict[str, object] = {"delay_ms": statistics.median(clear), "windows": len(clear)}
