@@ -8,12 +8,17 @@
 use std::ffi::{c_char, c_float, c_int, c_void};
 use std::sync::OnceLock;
 
+use crate::matvec::matvec;
+
 const ROW_MAJOR: c_int = 101;
 const NO_TRANS: c_int = 111;
 const TRANS: c_int = 112;
 
 /// Up to so many columns (or rows) a product is taken apart.
 const MOST_VECTORS: c_int = 2;
+
+/// Elements of a matrix that one thread reads as fast as several that must be woken: what a processor's cache holds.
+const MOST_ON_ONE_THREAD: i64 = 1 << 20;
 
 type Gemm = unsafe extern "C" fn(
     c_int,
@@ -103,7 +108,31 @@ pub unsafe extern "C" fn cblas_sgemm(
     let vector = |along: bool, index: c_int, ld: c_int| {
         if along { (index as isize * ld as isize, 1) } else { (index as isize, ld) }
     };
-    if order == ROW_MAJOR && n <= MOST_VECTORS && m > n {
+    let contiguous = n == 1 && (trans_b != NO_TRANS || ldb == 1) || n == 2 && trans_b != NO_TRANS;
+    let small = m > n && k > 0 && m as i64 * k as i64 <= MOST_ON_ONE_THREAD;
+    if order == ROW_MAJOR && trans_a == NO_TRANS && contiguous && small {
+        let (m, k, lda, ldb, ldc) = (m as usize, k as usize, lda as usize, ldb as usize, ldc as usize);
+        // SAFETY: A has m rows of k elements, lda apart; the last one need not be followed by a gap. Column j of op(B)
+        // has k elements one after another, from j * ldb.
+        let (matrix, first) =
+            unsafe { (std::slice::from_raw_parts(a, (m - 1) * lda + k), std::slice::from_raw_parts(b, k)) };
+        let write = |row: usize, column: usize, sum: f32| {
+            // SAFETY: C has m rows, ldc apart, of n elements, which nobody else uses during the call.
+            let out = unsafe { &mut *c.add(row * ldc + column) };
+            // With beta 0 what C holds doesn't count, be it NaN.
+            *out = alpha * sum + if beta == 0.0 { 0.0 } else { beta * *out };
+        };
+        if n == 1 {
+            matvec(matrix, lda, k, [first], |row, [sum]| write(row, 0, sum));
+        } else {
+            // SAFETY: as above, for the second column.
+            let second = unsafe { std::slice::from_raw_parts(b.add(ldb), k) };
+            matvec(matrix, lda, k, [first, second], |row, sums| {
+                write(row, 0, sums[0]);
+                write(row, 1, sums[1]);
+            });
+        }
+    } else if order == ROW_MAJOR && n <= MOST_VECTORS && m > n {
         let (rows, columns) = stored(trans_a, m, k);
         for j in 0..n {
             let (start, step) = vector(trans_b != NO_TRANS, j, ldb);

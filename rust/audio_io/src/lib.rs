@@ -16,6 +16,8 @@ pub mod engine;
 pub mod fade;
 pub mod frame;
 pub mod line;
+#[cfg(target_os = "linux")]
+pub mod matvec;
 pub mod meter;
 pub mod playback;
 pub mod playback_callback;
