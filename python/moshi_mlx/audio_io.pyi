@@ -74,7 +74,8 @@ class AudioIO:
     `input` and `output`: None for the system's default (followed when it changes), a number from list_devices(), a part
     of a name, or False for no such side. A device that goes away is replaced by what is there, and taken back when it
     returns; meanwhile `read` gives silence. With `echo_cancel`, what the speaker really played is removed from what the
-    microphone heard; `noise_suppression` also lowers steady background noise. More than `max_lag_ms` of sound that waits to be read is dropped but for its newest frame.
+    microphone heard; `noise_suppression` also lowers steady background noise. More than `max_lag_ms` of sound that
+    waits to be read is dropped but for its newest frame.
 
     Raises DeviceError: no device, unknown, busy, refused.
     """
@@ -128,5 +129,5 @@ class AudioIO:
     def close(self) -> None:
         """Close the devices; a second call does nothing, other calls raise DeviceError from then on."""
 
-    def __enter__(self) -> "AudioIO": ...
+    def __enter__(self) -> AudioIO: ...
     def __exit__(self, *exception: object) -> None: ...
