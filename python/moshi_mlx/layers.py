@@ -118,7 +118,7 @@ class Rotary:
     def __call__(self, qkv: mx.array, positions: mx.array) -> mx.array:
         """Turn `qkv` [B, 3, H, T, head_dim]; `positions` comes from the method of that name."""
         if positions.dtype == mx.complex64:
-            turned_pairs: mx.array = turn(qkv.astype(mx.float32), positions[:, None])
+            turned_pairs = cast(mx.array, turn(qkv.astype(mx.float32), positions[:, None]))
             return turned_pairs.astype(qkv.dtype)
         B, _, H, T, D = qkv.shape
         # At one position the values can go along, turned by zero; further positions would turn them.
