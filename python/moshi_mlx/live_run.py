@@ -90,7 +90,13 @@ def open_ends(
     """
     from .audio_io import AudioIO
 
-    device = AudioIO(devices["input"], devices["output"], echo_cancel=not args.no_echo_cancel, max_lag_ms=args.max_lag)
+    device = AudioIO(
+        devices["input"],
+        devices["output"],
+        echo_cancel=not args.no_echo_cancel,
+        max_lag_ms=args.max_lag,
+        noise_suppression=args.noise_suppression,
+    )
     ear = None if heard is None else FileEar(heard, args.tail)
     mouth = FileMouth(writer) if writer else None
     return LiveSound(device, ear, mouth, cancels=not args.no_echo_cancel)

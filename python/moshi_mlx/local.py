@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--record", metavar="FILE", help="WAV file of the conversation: user left, Moshi right")
     live.add_argument("--trace", metavar="FILE", help="Chrome trace of where each step's time went")
     live.add_argument("--no-echo-cancel", action="store_true", help="let Moshi hear itself (fine with headphones)")
+    live.add_argument("--noise-suppression", action="store_true", help="take steady noise out of what Moshi hears")
     live.add_argument(
         "--max-lag", type=at_least(80), default=400, metavar="MS",
         help="drop sound rather than be later than this (default: 400)",
