@@ -15,13 +15,13 @@ import numpy as np
 from .checkpoint import Recipe, load_lm_tensors, resolve
 from .config import FRAME_SIZE
 from .errors import CheckpointError, ConfigError
-from .generation import StepGraph
 from .layers import arrays_of
 from .lm import LMModel, Sampling
 from .lm.conditions import Conditions
 from .lm.weights import build
 from .mimi import Mimi
 from .session import _FORMAT, Session
+from .step_graph import StepGraph
 from .text import TextTokenizer
 
 

@@ -17,8 +17,9 @@ from mlx.utils import tree_unflatten
 
 from .config import FRAME_SIZE
 from .errors import InputError, StorageError
-from .generation import LMGen, StepGraph, queue
+from .generation import LMGen
 from .layers import arrays_of
+from .step_graph import StepGraph, queue
 
 if TYPE_CHECKING:
     from .moshi import Moshi
