@@ -105,6 +105,8 @@ class TrainConfig:
             up to the answer's first words, without the depth transformer. They teach listening at a fraction of a
             conversation's cost.
         drill_batch: questions in a drill.
+        sharpness: what the exported model's output layers are multiplied by. The default temperatures were chosen for
+            models of billions of parameters; a small one is surer of its answers when they act as lower ones.
         evaluate: steps between evaluations.
         save: steps between checkpoints.
         seed: of everything random.
@@ -124,6 +126,7 @@ class TrainConfig:
     weights: Mapping[str, float] = field(default_factory=dict)
     drills: float = 0.0
     drill_batch: int = 24
+    sharpness: float = 1.0
     evaluate: int = 250
     save: int = 100
     seed: int = 0

@@ -38,6 +38,9 @@ def export(trainer: Trainer, folder: Path, averaged: bool = True) -> None:
     tensors = published_tensors(model)
     model.update(trained)
     _silence_unheard(tensors, trainer)
+    for name in tensors:
+        if name == "text_linear.weight" or (name.endswith(".linear_out.weight") and ".gating." not in name):
+            tensors[name] = config.train.sharpness * tensors[name]
     write_half(folder / "model.safetensors", tensors)
     codec = mx.load(str(config.codec / "model.safetensors"))
     assert isinstance(codec, dict)
