@@ -137,12 +137,12 @@ impl Suppressor {
 
     fn choose_gains(&mut self, uncertainty: &[f32]) {
         let (mut echo, mut all) = (0.0, 0.0);
-        for bin in 0..=self.block {
+        for (bin, unsure) in uncertainty.iter().enumerate().take(self.block + 1) {
             let around = &self.bins[bin.saturating_sub(2)..(bin + 3).min(self.block + 1)];
             let ratio = around.iter().map(|b| b.ratio).sum::<f32>() / around.len() as f32;
             let here = &mut self.bins[bin];
             let power = self.residual[bin].norm_sqr();
-            let left = RATIO * ratio * here.echo + UNCERTAINTY * uncertainty[bin];
+            let left = RATIO * ratio * here.echo + UNCERTAINTY * unsure;
             echo += left.min(here.left);
             all += here.left;
             let posterior = power / (left + 1e-10);
