@@ -69,6 +69,12 @@ def fetch(repo: str, filename: str, progress: type | None = None) -> Path | None
         return _from_cache_only(repo, filename, cached, _reason(error), error)
 
 
+def is_cached(repo: str, filename: str) -> bool:
+    """Whether a repository's file is in the cache, complete; asks nobody."""
+    folder = _cache() / f"models--{repo.replace('/', '--')}" / "snapshots"
+    return any(path.exists() for path in folder.glob(f"*/{filename}"))
+
+
 def _from_cache_only(repo: str, filename: str, cached: Any, why: str, cause: Exception | None = None) -> Path | None:
     if isinstance(cached, str):
         return Path(cached)
@@ -97,7 +103,7 @@ def _reason(error: Exception) -> str:
 
 
 def _cache() -> Path:
-    from huggingface_hub import constants
+    from huggingface_hub import constants  # quick to import, unlike the package's functions
 
     return Path(constants.HF_HUB_CACHE)
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from . import hub
 from .errors import InputError, MoshiError
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ INTERRUPTED = 130
 
 PUBLISHED = {None: "kyutai/moshiko-mlx-bf16", 4: "kyutai/moshiko-mlx-q4", 8: "kyutai/moshiko-mlx-q8"}
 """The repository that `-q` stands for; other bits are quantized from the bf16 one while loading."""
+
+SMALL = "nano"
+"""The model in the package, for where no other is named or in the cache."""
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +38,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--moshi-weight", "--moshi-weights", metavar="FILE", help="the language model's weights")
     group.add_argument("--mimi-weight", "--mimi-weights", metavar="FILE", help="the codec's weights")
     group.add_argument("--tokenizer", metavar="FILE", help="the text tokenizer")
+    group.add_argument(
+        "--kv-bits", type=int, choices=[4, 8], help="quantize what is remembered of the conversation, for less memory"
+    )
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +54,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling settings, as `Moshi.session` takes them."""
+    """The settings of a session, as `Moshi.session` takes them."""
     return {
+        "kv_bits": args.kv_bits,
         "temp": args.temp,
         "temp_text": args.temp_text,
         "top_k": args.top_k,
@@ -64,7 +72,19 @@ def model_name(args: argparse.Namespace) -> str:
     """
     if args.model and args.hf_repo:
         raise InputError("Both --model and --hf-repo name a model: give one of them.")
-    return str(args.model or args.hf_repo or PUBLISHED.get(args.quantized, PUBLISHED[None]))
+    if args.model or args.hf_repo:
+        return str(args.model or args.hf_repo)
+    if args.quantized or args.moshi_weight:
+        return PUBLISHED.get(args.quantized, str(PUBLISHED[None]))
+    return cached_published() or SMALL
+
+
+def cached_published() -> str | None:
+    """A published model whose weights are in the hub's cache, one of 4 bits rather than of 8 or 16."""
+    for bits, repository in ((4, PUBLISHED[4]), (8, PUBLISHED[8]), (None, PUBLISHED[None])):
+        if hub.is_cached(repository, f"model.q{bits}.safetensors" if bits else "model.safetensors"):
+            return repository
+    return None
 
 
 def load_model(args: argparse.Namespace, console: "Console") -> "Moshi":
@@ -80,6 +100,11 @@ def load_model(args: argparse.Namespace, console: "Console") -> "Moshi":
 
     name = model_name(args)
     console.print(f"Loading {name} ...", style="dim", highlight=False)
+    if name == SMALL and not args.model:
+        console.print(
+            "nano is the small model in the package: 137 subjects, no more. For the 7B model: -q 4, which downloads "
+            "4.8 GB once.", style="dim", highlight=False, soft_wrap=True,
+        )  # fmt: skip
     bars = Progress(console=console, transient=True, disable=not console.is_terminal)
     bar = bars.add_task("Quantizing", total=None)
 
