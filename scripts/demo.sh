@@ -1,19 +1,26 @@
 #!/bin/sh
-# Speaks a question with espeak-ng, has the model listen and answer, and says where the answer is.
+# Speaks a question with espeak-ng, has the model in the package listen and answer, and says what and when.
 set -eu
 cd "$(dirname "$0")/.."
 
-# The trained model inside the package where there is one, else a random one, which makes noise.
-model=untrained
-[ -e python/moshi_mlx/nano/model.safetensors ] && model=nano
-model=${DEMO_MODEL:-$model}
-question=${DEMO_QUESTION:-"Hello, who are you?"}
+question=${DEMO_QUESTION:-"Can you hear me?"}
 
 mkdir -p demo
 espeak-ng -v en-us -s 150 -w demo/question.wav "$question"
-.venv/bin/python -m moshi_mlx.local --model "$model" --seed 1 --tail 3 --input demo/question.wav --output demo/answer.wav \
+.venv/bin/python -m moshi_mlx.local ${DEMO_MODEL:+--model "$DEMO_MODEL"} --seed 1 --tail 3 --input demo/question.wav --output demo/answer.wav \
     --transcript demo/answer.json
 echo
+.venv/bin/python - demo/answer.json "$question" <<'END'
+import json, sys
+answer = json.load(open(sys.argv[1]))
+spoken = [piece for piece in answer["pieces"] if piece["text"].strip()]
+print(f"Asked:      {sys.argv[2]}")
+if spoken:
+    print(f"Moshi said: {answer['text'].strip()}")
+    print(f"            from {spoken[0]['time']:.1f} s to {spoken[-1]['time']:.1f} s of {answer['seconds']:.1f} s")
+else:
+    print("Moshi said nothing.")
+END
 echo "The question:          demo/question.wav  (\"$question\")"
 echo "The answer:            demo/answer.wav"
 echo "Its words with times:  demo/answer.json"
