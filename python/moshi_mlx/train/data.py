@@ -100,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
             folder = prepare(config, codec_of(config), progress, options.shards)
     except MoshiError as error:
-        console.print(f"[red]{error}[/]")
-        return 1
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        return error.exit_code
     console.print(f"corpus in {folder}")
     return 0
 

@@ -1,0 +1,118 @@
+"""Rendering a script to a corpus: deterministic by seed, resumable, with what a microphone adds."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from train_corpus import NANO, make_corpus
+
+from moshi_mlx.config import FRAME_SIZE, SAMPLE_RATE
+from moshi_mlx.errors import ConfigError
+from moshi_mlx.train.augment import add_noise, gain, noise, power, room
+from moshi_mlx.train.config import Config
+from moshi_mlx.train.corpus import read_shard
+from moshi_mlx.train.data import codec_of, main, prepare
+from moshi_mlx.train.render import perform, plan
+from moshi_mlx.train.script import Script
+from moshi_mlx.train.voices import SynthesisError, Voice, trim
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("espeak-ng") or not (NANO / "codec").exists(), reason="needs espeak-ng and nano"
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    config = Config.load(make_corpus(tmp_path))
+    shutil.rmtree(tmp_path / "corpus")
+    data = dataclasses.replace(
+        config.data,
+        voice="espeak:en-us", voices=("espeak:en-us+f3",), held_out_voices=("espeak:en-gb",),
+        renderings=1, follow_up_renderings=1, out_of_domain_renderings=1, backgrounds=0, shard=4,
+    )  # fmt: skip
+    return dataclasses.replace(config, data=data)
+
+
+def test_a_corpus_that_was_cut_off_is_completed_with_the_same_utterances(config: Config):
+    codec = codec_of(config)
+    folder = prepare(config, codec, limit=2)
+    written = sorted(path.name for path in folder.iterdir())
+    assert written == ["00000.npz", "00001.npz"]
+    before = list(read_shard(folder / "00001.npz"))
+    first = (folder / "00000.npz").stat().st_mtime_ns
+    (folder / "00001.npz").unlink()
+    prepare(config, codec, limit=2)
+    assert (folder / "00000.npz").stat().st_mtime_ns == first, "a finished shard was rendered again"
+    for old, new in zip(before, read_shard(folder / "00001.npz"), strict=True):
+        assert (old.text, old.start, old.words) == (new.text, new.start, new.words)
+        assert np.array_equal(old.codes, new.codes)
+
+
+def test_answers_start_on_a_frames_edge_and_users_after_some_silence(config: Config):
+    jobs = plan(Script.load(config.script), config.data, seed=0)
+    answer = perform(jobs[0], config.data, seed=0)
+    assert answer.job.group == "answers"
+    assert answer.start * SAMPLE_RATE % FRAME_SIZE == 0
+    asked = perform(next(j for j in jobs if j.group == "intents"), config.data, seed=0)
+    assert 0.2 <= asked.start <= 0.5
+    assert len(asked.pcm) % FRAME_SIZE == 0
+    loud = np.flatnonzero(np.abs(asked.pcm) > 0.2 * np.abs(asked.pcm).max()) / SAMPLE_RATE
+    assert asked.start <= loud[0] + 0.05 and loud[-1] <= asked.end + 0.8, "speech lies outside of what is noted"
+
+
+def test_held_out_wordings_are_spoken_by_held_out_voices_only(config: Config):
+    for job in plan(Script.load(config.script), config.data, seed=0):
+        if job.split == "held_out":
+            assert job.voice in config.data.held_out_voices
+        if job.split == "train" and job.group == "intents":
+            assert job.voice in config.data.voices
+
+
+def test_pauses_are_put_between_words_and_noted_in_their_times(config: Config):
+    always = dataclasses.replace(config.data, pauses=1.0, noisy=0.0, rooms=0.0)
+    jobs = plan(Script.load(config.script), always, seed=0)
+    job = next(j for j in jobs if len(j.wording.split()) >= 4 and j.split == "train" and j.group == "intents")
+    sound = perform(job, always, seed=0)
+    starts = [time for _, time in sound.words]
+    assert max(np.diff(starts)) > 0.45, f"no pause in {sound.words}"
+
+
+def test_noise_has_the_asked_ratio_and_gain_the_asked_level():
+    rng = np.random.default_rng(0)
+    tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) / 20).astype(np.float32)
+    background = noise(rng, SAMPLE_RATE, 1.0)
+    added = add_noise(tone, background, 10.0) - tone
+    assert abs(10 * np.log10(power(tone) / np.mean(added**2)) - 10) < 0.1
+    assert np.allclose(gain(tone, -6), tone * 10 ** (-6 / 20), atol=1e-6)
+    assert np.abs(gain(tone, 40)).max() == 1.0
+
+
+def test_a_room_rings_on_after_the_sound():
+    click = np.zeros(SAMPLE_RATE, np.float32)
+    click[100] = 0.5
+    wet = room(np.random.default_rng(0), click, 0.4)
+    assert np.abs(wet[100 + 4800 : 100 + 7200]).max() > 1e-4
+    assert np.abs(wet).max() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_trimming_leaves_a_margin_of_ten_milliseconds():
+    sound = np.zeros(24000, np.float32)
+    sound[10000:12000] = 0.5
+    assert len(trim(sound)) == 2000 + 2 * 240 - 1
+    assert len(trim(np.zeros(100, np.float32))) == 0
+
+
+def test_a_voice_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="engines are piper"):
+        Voice.parse("nobody:here")
+    with pytest.raises(SynthesisError, match="pip install"):
+        Voice.parse("piper:no_such_package").say("hello")
+
+
+def test_the_command_reports_a_bad_configuration_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "train.yaml"
+    path.write_text("script: [", encoding="utf-8")
+    assert main([str(path)]) != 0
+    assert "can't be read as YAML" in capsys.readouterr().out
