@@ -63,7 +63,9 @@ class Devices:
 
     def say(self, path: Path) -> None:
         """Speak a sound file into the room, to its end."""
-        subprocess.run(["paplay", f"--device={self.room}", path], env=self.env, check=True, timeout=60)
+        subprocess.run(
+            ["paplay", f"--device={self.room}", "--latency-msec=50", path], env=self.env, check=True, timeout=60
+        )
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[], np.ndarray]]:
