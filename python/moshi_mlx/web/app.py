@@ -24,6 +24,9 @@ from .worker import Speaker, Worker
 
 log = logging.getLogger(__name__)
 
+# How long a connection that doesn't end by itself may hold up the end of the program.
+_SHUTDOWN_SECONDS = 5.0
+
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
@@ -102,7 +105,12 @@ class Server:
             PortError: the address is taken or isn't this machine's.
         """
         # A request whose headers aren't whole by then is closed, however slowly they come.
-        runner = web.AppRunner(self.make_app(), access_log=None, keepalive_timeout=self.limits.header_seconds)
+        runner = web.AppRunner(
+            self.make_app(),
+            access_log=None,
+            keepalive_timeout=self.limits.header_seconds,
+            shutdown_timeout=_SHUTDOWN_SECONDS,
+        )
         await runner.setup()
         handlers = runner.server
         assert handlers is not None
