@@ -32,11 +32,6 @@ def on_cpu() -> bool:
     return bool(mx.default_device() == mx.cpu)
 
 
-def activation_dtype() -> mx.Dtype:
-    """Activations are bfloat16 on Metal; on CPU float32, whose kernels are 3-8 times as fast as bfloat16's there."""
-    return mx.float32 if on_cpu() else mx.bfloat16
-
-
 @functools.cache
 def can_compile() -> bool:
     """Whether MLX can build fused kernels here."""
