@@ -38,16 +38,10 @@ class Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rooms", type=int, default=8, help="number of rooms (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=1000, help="seed of the first room (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=15.0, help="length of each scene (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=1000, help="seed of the first room (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="length of each scene (default: %(default)s)")
     parser.add_argument(
         "--voices",
         choices=("synthesized", "recorded"),
@@ -99,9 +93,7 @@ def ours(scenes: list[Scene]) -> Result:
             np.split(played, range(1920, mic.size, 1920)),
             strict=True,
         )
-        return np.concatenate(
-            [canceller.process(m.astype(np.float32), p.astype(np.float32)) for m, p in pieces]
-        )
+        return np.concatenate([canceller.process(m.astype(np.float32), p.astype(np.float32)) for m, p in pieces])
 
     outputs = [(cancel(s.echo, s.played), cancel(s.echo + s.near, s.played)) for s in scenes]
     return judge("moshi_mlx EchoCanceller", scenes, outputs, EchoCanceller(RATE).delay)
@@ -113,13 +105,9 @@ def peer(name: str, python: str, scenes: list[Scene], console: Console) -> Resul
         signals = [x for s in scenes for x in (s.echo, s.played, s.echo + s.near, s.played)]
         np.save(f"{folder}/in.npy", np.stack(signals).astype(np.float32))
         worker = Path(__file__).with_name("echo_peer.py")
-        done = subprocess.run(
-            [python, worker, PEERS[name], folder], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([python, worker, PEERS[name], folder], capture_output=True, text=True, check=False)
         if done.returncode:
-            console.print(
-                f"{name} is not measured: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}"
-            )
+            console.print(f"{name} is not measured: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
             return None
         outputs = np.load(f"{folder}/out.npy").astype(float)
     pairs = list(zip(outputs[::2], outputs[1::2], strict=True))

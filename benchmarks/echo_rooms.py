@@ -116,9 +116,7 @@ def draw_scene(room: Room, voices: list[Pcm], seconds: float = 15.0) -> Scene:
 
 def impulse_response(room: Room, rng: np.random.Generator) -> Pcm:
     """Loudspeaker to microphone: the travel and buffering delay, the direct sound, then a decaying tail."""
-    return np.concatenate(
-        [np.zeros(round(room.delay_ms * RATE / 1000)), _tail(room.rt60_s, rng, room.direct_db)]
-    )
+    return np.concatenate([np.zeros(round(room.delay_ms * RATE / 1000)), _tail(room.rt60_s, rng, room.direct_db)])
 
 
 def _tail(rt60_s: float, rng: np.random.Generator, direct_db: float | None) -> Pcm:
@@ -187,17 +185,13 @@ def speech_voices() -> dict[str, Pcm]:
     if shutil.which("espeak-ng"):
         for name in ESPEAK:
             command = ["espeak-ng", "-v", name, "-s", "160", "--stdout", text]
-            voices[f"espeak-ng {name}"] = _wav(
-                subprocess.run(command, check=True, capture_output=True).stdout
-            )
+            voices[f"espeak-ng {name}"] = _wav(subprocess.run(command, check=True, capture_output=True).stdout)
     if shutil.which("flite"):
         for name in FLITE:
             command = ["flite", "-voice", name, "-t", text, "-o", "/dev/stdout"]
             voices[f"flite {name}"] = _wav(subprocess.run(command, check=True, capture_output=True).stdout)
     if not voices:
-        raise RuntimeError(
-            "no speech synthesizer found: install espeak-ng or flite (apt-get install espeak-ng flite)"
-        )
+        raise RuntimeError("no speech synthesizer found: install espeak-ng or flite (apt-get install espeak-ng flite)")
     return voices
 
 

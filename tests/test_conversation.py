@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from moshi_mlx.cli.conversation import Conversation
+from moshi_mlx.cli.live_ends import FileEar, FileMouth, Finished, LiveSound
+from moshi_mlx.cli.live_screen import LiveScreen
+from moshi_mlx.cli.live_state import AudioStatus, LiveState
+from moshi_mlx.cli.recording import Recording
+from moshi_mlx.cli.trace import ROWS, Trace
 from moshi_mlx.config import FRAME_SIZE
-from moshi_mlx.conversation import Conversation
-from moshi_mlx.live_ends import FileEar, FileMouth, Finished, LiveSound
-from moshi_mlx.live_screen import LiveScreen
-from moshi_mlx.live_state import AudioStatus, LiveState
 from moshi_mlx.moshi import Moshi, load
-from moshi_mlx.recording import Recording
 from moshi_mlx.sound import WavWriter, load_sound
-from moshi_mlx.trace import ROWS, Trace
 
 
 def noise(frames: int, seed: int = 0) -> np.ndarray:

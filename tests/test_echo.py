@@ -45,9 +45,7 @@ def test_any_cut_of_the_stream_gives_the_same_samples(sound: tuple[np.ndarray, n
     whole = EchoCanceller().process(mic, played)
     for size in (1920, 333, 7000):
         canceller = EchoCanceller()
-        pieces = [
-            canceller.process(mic[i : i + size], played[i : i + size]) for i in range(0, mic.size, size)
-        ]
+        pieces = [canceller.process(mic[i : i + size], played[i : i + size]) for i in range(0, mic.size, size)]
         np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 

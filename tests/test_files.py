@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from moshi_mlx.cli.transcript import Transcript
 from moshi_mlx.errors import StorageError
 from moshi_mlx.files import ResultFile
-from moshi_mlx.transcript import Transcript
 
 
 def test_a_result_has_its_name_only_when_complete(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from conftest import command_line
 from sound_server import SoundServer, hurry, missing_program
 from sound_server import sound_server as running_server
 
-from moshi_mlx.conversation import Conversation
-from moshi_mlx.live_ends import LiveSound
-from moshi_mlx.live_screen import LiveScreen
+from moshi_mlx.cli.conversation import Conversation
+from moshi_mlx.cli.live_ends import LiveSound
+from moshi_mlx.cli.live_screen import LiveScreen
 from moshi_mlx.moshi import load
 from moshi_mlx.sound import load_sound
 
@@ -62,10 +62,9 @@ class Devices:
         return ("--input-device", self.microphone, "--output-device", self.speaker)
 
     def say(self, path: Path) -> None:
-        """Speak a sound file into the room, to its end."""
-        subprocess.run(
-            ["paplay", f"--device={self.room}", "--latency-msec=50", path], env=self.env, check=True, timeout=60
-        )
+        """Speak a sound file into the room, to its end, by a player that may stand still for a while."""
+        command = ["paplay", f"--device={self.room}", "--latency-msec=2000", path]
+        subprocess.run(command, env=self.env, check=True, timeout=60, preexec_fn=hurry)
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[], np.ndarray]]:
@@ -330,7 +329,7 @@ def test_after_a_stall_of_two_seconds_it_is_in_time_again_at_once(device_env: De
     from rich.console import Console
 
     from moshi_mlx.audio_io import AudioIO
-    from moshi_mlx.live_state import LiveState
+    from moshi_mlx.cli.live_state import LiveState
 
     moshi = load("untrained")
     moshi.warm_up()

@@ -16,12 +16,12 @@ import pytest
 from rich.console import Console
 from rich.screen import Screen
 
+from moshi_mlx.cli.keys import Keys
+from moshi_mlx.cli.live_screen import LiveScreen, LiveView
+from moshi_mlx.cli.live_state import SILENCE_DB, AudioStatus, LiveState, clock, level_db
+from moshi_mlx.cli.recording import Recording
+from moshi_mlx.cli.trace import ROWS, Trace
 from moshi_mlx.errors import StorageError
-from moshi_mlx.keys import Keys
-from moshi_mlx.live_screen import LiveScreen, LiveView
-from moshi_mlx.live_state import SILENCE_DB, AudioStatus, LiveState, clock, level_db
-from moshi_mlx.recording import Recording
-from moshi_mlx.trace import ROWS, Trace
 
 
 def talkative() -> LiveState:
@@ -85,7 +85,7 @@ def test_levels_are_decibels_below_full_scale() -> None:
 def test_keys_come_one_by_one_and_the_terminal_is_left_as_it_was() -> None:
     ours, theirs = pty.openpty()
     code = (
-        "import sys, time; from moshi_mlx.keys import Keys\n"
+        "import sys, time; from moshi_mlx.cli.keys import Keys\n"
         "with Keys() as keys:\n"
         "    print('ready', flush=True); got = ''\n"
         "    while 'q' not in got: got += keys.pressed(); time.sleep(0.01)\n"
@@ -114,7 +114,7 @@ def test_keys_are_silent_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_recording_killed_at_any_time_opens_and_has_all_but_the_last_block(tmp_path: Path) -> None:
     path = tmp_path / "talk.wav"
     code = (
-        "import sys, numpy as np; from moshi_mlx.recording import Recording\n"
+        "import sys, numpy as np; from moshi_mlx.cli.recording import Recording\n"
         "recording = Recording(sys.argv[1]); n = 0\n"
         "while True:\n"
         "    recording.write(np.full(1920, 0.25, np.float32), np.full(1920, -0.5, np.float32)); n += 1\n"

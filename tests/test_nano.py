@@ -10,8 +10,8 @@ from rich.console import Console
 
 import moshi_mlx
 from moshi_mlx.audio_io import read_sound, resample
+from moshi_mlx.cli.options import add_model_options, load_model, model_name
 from moshi_mlx.config import FRAME_SIZE, SAMPLE_RATE
-from moshi_mlx.options import add_model_options, load_model, model_name
 
 NANO = Path(moshi_mlx.__file__).parent / "nano"
 SPOKEN = Path(__file__).parent / "data" / "spoken"

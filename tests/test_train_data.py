@@ -13,7 +13,7 @@ from moshi_mlx.errors import ConfigError
 from moshi_mlx.train.augment import add_noise, gain, noise, power, room
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import read_shard
-from moshi_mlx.train.data import codec_of, main, prepare
+from moshi_mlx.train.data import main, prepare
 from moshi_mlx.train.render import perform, plan
 from moshi_mlx.train.script import Script
 from moshi_mlx.train.voices import SynthesisError, Voice, trim
@@ -36,14 +36,13 @@ def config(tmp_path: Path) -> Config:
 
 
 def test_a_corpus_that_was_cut_off_is_completed_with_the_same_utterances(config: Config):
-    codec = codec_of(config)
-    folder = prepare(config, codec, limit=2)
+    folder = prepare(config, limit=2)
     written = sorted(path.name for path in folder.iterdir())
     assert written == ["00000.npz", "00001.npz"]
     before = list(read_shard(folder / "00001.npz"))
     first = (folder / "00000.npz").stat().st_mtime_ns
     (folder / "00001.npz").unlink()
-    prepare(config, codec, limit=2)
+    prepare(config, limit=2, jobs=2)
     assert (folder / "00000.npz").stat().st_mtime_ns == first, "a finished shard was rendered again"
     for old, new in zip(before, read_shard(folder / "00001.npz"), strict=True):
         assert (old.text, old.start, old.words) == (new.text, new.start, new.words)
@@ -51,11 +50,12 @@ def test_a_corpus_that_was_cut_off_is_completed_with_the_same_utterances(config:
 
 
 def test_answers_start_on_a_frames_edge_and_users_after_some_silence(config: Config):
-    jobs = plan(Script.load(config.script), config.data, seed=0)
-    answer = perform(jobs[0], config.data, seed=0)
+    script = Script.load(config.script)
+    jobs = plan(script, config.data, seed=0)
+    answer = perform(jobs[0], script, config.data, seed=0)
     assert answer.job.group == "answers"
     assert answer.start * SAMPLE_RATE % FRAME_SIZE == 0
-    asked = perform(next(j for j in jobs if j.group == "intents"), config.data, seed=0)
+    asked = perform(next(j for j in jobs if j.group == "intents"), script, config.data, seed=0)
     assert 0.2 <= asked.start <= 0.5
     assert len(asked.pcm) % FRAME_SIZE == 0
     loud = np.flatnonzero(np.abs(asked.pcm) > 0.2 * np.abs(asked.pcm).max()) / SAMPLE_RATE
@@ -72,9 +72,10 @@ def test_held_out_wordings_are_spoken_by_held_out_voices_only(config: Config):
 
 def test_pauses_are_put_between_words_and_noted_in_their_times(config: Config):
     always = dataclasses.replace(config.data, pauses=1.0, noisy=0.0, rooms=0.0)
-    jobs = plan(Script.load(config.script), always, seed=0)
+    script = Script.load(config.script)
+    jobs = plan(script, always, seed=0)
     job = next(j for j in jobs if len(j.wording.split()) >= 4 and j.split == "train" and j.group == "intents")
-    sound = perform(job, always, seed=0)
+    sound = perform(job, script, always, seed=0)
     starts = [time for _, time in sound.words]
     assert max(np.diff(starts)) > 0.45, f"no pause in {sound.words}"
 

@@ -43,9 +43,7 @@ class EchoCanceller:
     noise. Raises InputError for another rate. Sources: rust/audio_io/src/echo_filter.rs.
     """
 
-    def __init__(
-        self, sample_rate: int = 24000, high_pass: bool = False, noise_suppression: bool = False
-    ) -> None: ...
+    def __init__(self, sample_rate: int = 24000, high_pass: bool = False, noise_suppression: bool = False) -> None: ...
     def process(self, mic: NDArray[np.float32], played: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cancel in the next samples, float32 [samples] both: as many come out, `delay` samples late.
 

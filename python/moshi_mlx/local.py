@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .options import add_model_options, add_sampling_options, at_least, run_program
+from .cli.options import add_model_options, add_sampling_options, at_least, run_program
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,14 +51,14 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     if args.list_devices:
-        from .live_run import list_devices
+        from .cli.live_run import list_devices
 
         return list_devices()
     if args.input is not None and args.output is not None:
-        from .file_run import converse_with_file
+        from .cli.file_run import converse_with_file
 
         return converse_with_file(args)
-    from .live_run import converse_live
+    from .cli.live_run import converse_live
 
     return converse_live(args)
 

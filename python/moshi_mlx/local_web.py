@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .options import add_model_options, add_sampling_options, at_least, run_program
+from .cli.options import add_model_options, add_sampling_options, at_least, run_program
 
 
 def parser() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ from .checkpoint.loading import LMFile, check_lm
 from .checkpoint.locate import CheckpointFiles, resolve
 from .checkpoint.quantization import KINDS, LEVELS, Recipe, bytes_of, kind_of
 from .checkpoint.saving import config_to_save, need_floating_point, save_quantized
-from .download_bar import DownloadBar
+from .cli.download_bar import DownloadBar
 from .errors import InputError, MoshiError, StorageError
 from .files import ResultFile, storage_errors
 from .quality import Divergence

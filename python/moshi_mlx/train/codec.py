@@ -115,10 +115,9 @@ class CodecTrainer:
         decay = optim.cosine_decay(self.settings.rate, self.settings.steps, self.settings.rate * 0.02)
         self.optimizer = optim.AdamW(decay, betas=[0.8, 0.99], weight_decay=0.01, bias_correction=True)
         self.step = 0
-        script = Script.load(config.script)
-        spoken = [
-            j for j in plan(script, config.data, config.train.seed) if j.group != "backgrounds" and j.split == "train"
-        ]
+        self.script = Script.load(config.script)
+        jobs = plan(self.script, config.data, config.train.seed)
+        spoken = [j for j in jobs if j.group != "backgrounds" and j.split == "train"]
         own = [j for j in spoken if j.group == "answers"]
         # Half of what is heard is Moshi's own voice, the only one that is ever decoded.
         self.jobs: tuple[Sequence[Job], Sequence[Job]] = (own, spoken)
@@ -130,7 +129,7 @@ class CodecTrainer:
 
     def _crop(self, rng: random.Random, jobs: Sequence[Job]) -> np.ndarray:
         length = self.settings.frames * FRAME_SIZE
-        pcm = perform(rng.choice(jobs), self.config.data, self.config.train.seed).pcm
+        pcm = perform(rng.choice(jobs), self.script, self.config.data, self.config.train.seed).pcm
         pcm = np.pad(pcm, (0, max(0, length - len(pcm))))
         start = rng.randrange(len(pcm) - length + 1)
         return np.asarray(pcm[start : start + length] * rng.uniform(0.5, 1.6), dtype=np.float32)

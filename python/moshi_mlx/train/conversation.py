@@ -348,6 +348,6 @@ def heard_vocabulary(script: Script) -> dict[str, int]:
     for _, intent in script.wordings():
         for line in intent.ask:
             words.update(w.lower() for text in expand(line) for w in text.split())
-    for text in script.backchannels:
+    for text in (*script.backchannels, *script.openers, *script.closers):
         words.update(text.lower().split())
     return {word: number for number, word in enumerate(sorted(words), 1)}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import shutil
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import mlx.core as mx
@@ -23,7 +24,7 @@ from ..errors import MoshiError
 from ..mimi import Mimi
 from .config import Config
 from .corpus import write_shard
-from .render import Encode, Sound, encode, perform, plan
+from .render import Encode, Job, Sound, encode, perform, plan
 from .script import Script
 from .tokenizer import train_tokenizer
 from .word_times import align_answers
@@ -39,14 +40,14 @@ def codec_of(config: Config) -> Encode:
     return run
 
 
-def prepare(config: Config, codec: Encode, progress: Progress | None = None, limit: int | None = None) -> Path:
+def prepare(config: Config, progress: Progress | None = None, limit: int | None = None, jobs: int = 1) -> Path:
     """Render what the corpus lacks.
 
     Args:
         config: the training configuration.
-        codec: from `codec_of`.
         progress: shown on it.
         limit: shards to write at most.
+        jobs: processes that render.
 
     Returns:
         The corpus' folder.
@@ -60,22 +61,52 @@ def prepare(config: Config, codec: Encode, progress: Progress | None = None, lim
     folder = config.work / "corpus"
     folder.mkdir(parents=True, exist_ok=True)
     train_tokenizer(script, config.data.text_card, config.work / "tokenizer.model")
+    lacking = [n for n in range(len(_shards(script, config)))[:limit] if not _path(config, n).exists()]
+    if not lacking:
+        return folder
+    task = progress.add_task("rendering", total=len(lacking)) if progress else None
+    # MLX and what it is linked to don't survive a fork.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, (config,)) as pool:
+        running = [pool.submit(_render, config, number) for number in lacking]
+        try:
+            for done in as_completed(running):
+                done.result()
+                if progress and task is not None:
+                    progress.advance(task)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return folder
+
+
+def _shards(script: Script, config: Config) -> list[list[Job]]:
+    """The corpus' jobs file by file, Moshi's answers in the first one."""
     jobs = plan(script, config.data, config.train.seed)
     answers = len(script.answers)
     edges = [0, *range(answers, len(jobs), config.data.shard), len(jobs)]
-    shards = [jobs[a:b] for a, b in itertools.pairwise(edges)]
-    task = progress.add_task("rendering", total=len(shards)) if progress else None
-    with ThreadPoolExecutor(2) as pool:
-        for number, shard in enumerate(shards[:limit]):
-            path = folder / f"{number:05d}.npz"
-            if not path.exists():
-                sounds = list(pool.map(lambda job: perform(job, config.data, config.train.seed), shard))
-                if number == 0 and config.data.judge:
-                    sounds = align_answers(sounds, config.data.judge)
-                write_shard(path, encode([s for s in sounds if _spoken(s)], codec))
-            if progress and task is not None:
-                progress.update(task, completed=number + 1)
-    return folder
+    return [jobs[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def _path(config: Config, number: int) -> Path:
+    return config.work / "corpus" / f"{number:05d}.npz"
+
+
+_codec: Encode | None = None
+
+
+def _start(config: Config) -> None:
+    """What a rendering process does first."""
+    global _codec
+    _codec = codec_of(config)
+
+
+def _render(config: Config, number: int) -> None:
+    assert _codec is not None
+    script = Script.load(config.script)
+    sounds = [perform(job, script, config.data, config.train.seed) for job in _shards(script, config)[number]]
+    if number == 0 and config.data.judge:
+        sounds = align_answers(sounds, config.data.judge)
+    write_shard(_path(config, number), encode([s for s in sounds if _spoken(s)], _codec))
 
 
 def _spoken(sound: Sound) -> bool:
@@ -90,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--work", type=Path, help="folder for the corpus and checkpoints, instead of the configured one"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="processes that render (default 1)")
     parser.add_argument("--shards", type=int, help="stop after this many shards, for a trial")
     options = parser.parse_args(arguments)
     console = Console()
@@ -98,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = Config.load(options.config, options.work)
         with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
-            folder = prepare(config, codec_of(config), progress, options.shards)
+            folder = prepare(config, progress, options.shards, options.jobs)
     except MoshiError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return error.exit_code

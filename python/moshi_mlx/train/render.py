@@ -83,7 +83,7 @@ def estimate_words(text: str, start: float, end: float) -> tuple[tuple[str, floa
     return tuple((word, float(edge)) for word, edge in zip(words, edges, strict=False))
 
 
-def perform(job: Job, config: DataConfig, seed: int) -> Sound:
+def perform(job: Job, script: Script, config: DataConfig, seed: int) -> Sound:
     """Speak a job's text and add what its seed says.
 
     Raises:
@@ -100,6 +100,8 @@ def perform(job: Job, config: DataConfig, seed: int) -> Sound:
         pcm = _frames(np.concatenate([np.zeros(ANSWER_LEAD * FRAME_SIZE, np.float32), spoken]), ANSWER_TAIL)
         pcm = gain(room(draws, pcm, draws.uniform(0.15, 0.5)), draws.uniform(-36, -18))
         return Sound(job, text, pcm + 0.0003 * noise(draws, len(pcm), 1.0), 0.0, len(pcm) / SAMPLE_RATE, ())
+    if job.split == "train" and job.group in ("intents", OUT_OF_DOMAIN):
+        text = _framed(text, script, rng, config.openers)
     parts = _parts(text, rng, config.pauses)
     voice = Voice.parse(job.voice)
     say_seed = rng.random()
@@ -127,6 +129,12 @@ def _answer(job: Job, config: DataConfig) -> Sound:
     pcm = _frames(np.concatenate([np.zeros(ANSWER_LEAD * FRAME_SIZE, np.float32), spoken]), ANSWER_TAIL)
     end = start + len(spoken) / SAMPLE_RATE
     return Sound(job, job.wording, pcm, start, end, estimate_words(job.wording, start, end))
+
+
+def _framed(text: str, script: Script, rng: random.Random, share: float) -> str:
+    before = [rng.choice(script.openers)] if script.openers and rng.random() < share else []
+    behind = [rng.choice(script.closers)] if script.closers and rng.random() < share else []
+    return " ".join([*before, text, *behind])
 
 
 def _parts(text: str, rng: random.Random, pauses: float) -> list[str]:
@@ -160,7 +168,7 @@ def _background(draws: np.random.Generator) -> np.ndarray:
     return noise(draws, samples, draws.uniform(0, 2)) * np.float32(10 ** draws.uniform(-4.5, -1.3))
 
 
-def encode(sounds: Sequence[Sound], codec: Encode, batch: int = 16) -> list[Utterance]:
+def encode(sounds: Sequence[Sound], codec: Encode, batch: int = 4) -> list[Utterance]:
     """Turn rendered sounds into codes, sounds of like lengths together; results in the order given."""
     order = sorted(range(len(sounds)), key=lambda i: len(sounds[i].pcm))
     codes: dict[int, np.ndarray] = {}

@@ -41,12 +41,23 @@ class Intent:
 
 @dataclass(frozen=True)
 class Script:
-    """All that a model is trained to talk about."""
+    """All that a model is trained to talk about.
+
+    Attributes:
+        intents: by name.
+        follow_ups: what refers to the turn before, by name.
+        out_of_domain: what Moshi doesn't know.
+        backchannels: what a listener says.
+        openers: words that may stand before any question.
+        closers: words that may stand after one.
+    """
 
     intents: Mapping[str, Intent]
     follow_ups: Mapping[str, Intent]
     out_of_domain: Intent
     backchannels: tuple[str, ...]
+    openers: tuple[str, ...] = ()
+    closers: tuple[str, ...] = ()
 
     @property
     def answers(self) -> list[str]:
@@ -87,7 +98,8 @@ class Script:
                 raise ConfigError(f"{path}: '{intent.name}' has no answers.")
             if intent.yours is not None and intent.yours not in intents:
                 raise ConfigError(f"{path}: 'yours: {intent.yours}' of '{intent.name}' names no intent.")
-        return cls(intents, follow_ups, unknown, backchannels)
+        around = (tuple(data.get(key, ())) for key in ("openers", "closers"))
+        return cls(intents, follow_ups, unknown, backchannels, *around)
 
 
 def _intent(name: str, entry: Mapping[str, Any]) -> Intent:

@@ -41,7 +41,7 @@ class Voice:
     engine: str
     name: str
     speed: tuple[float, float] = (0.85, 1.2)
-    pitch: tuple[float, float] = (0.9, 1.12)
+    pitch: tuple[float, float] = (0.84, 1.2)
 
     def __str__(self) -> str:
         return f"{self.engine}:{self.name}"
@@ -107,7 +107,7 @@ def _flite(name: str, text: str, speed: float, rng: random.Random | None) -> tup
 
 
 def _espeak(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
-    options = ["-v", name, "-s", str(round(165 * speed)), "-p", str(rng.randint(30, 70) if rng else 50)]
+    options = ["-v", name, "-s", str(round(165 * speed)), "-p", str(rng.randint(25, 80) if rng else 50)]
     return _through_file("espeak-ng", lambda path: ["espeak-ng", *options, "-w", path, text])
 
 
@@ -143,9 +143,9 @@ def _piper_voice(package: str) -> Any:
 
 
 def _piper(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
+    voice = _piper_voice(name)
     from piper import SynthesisConfig
 
-    voice = _piper_voice(name)
     # Without noise piper always says a text in the same way.
     noise, width = (rng.uniform(0.2, 0.8), rng.uniform(0.2, 1.0)) if rng else (0.0, 0.0)
     config = SynthesisConfig(length_scale=1 / speed, noise_scale=noise, noise_w_scale=width)

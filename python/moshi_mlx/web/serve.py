@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
+from ..cli.options import load_model, sampling
 from ..config import FRAME_SIZE
-from ..options import load_model, sampling
 from .access import Access, is_local, make_token
 from .app import PortError, Server
 from .limits import Limits

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from . import hub
-from .errors import InputError, MoshiError
+from .. import hub
+from ..errors import InputError, MoshiError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .moshi import Moshi
+    from ..moshi import Moshi
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells know it."""
@@ -95,8 +95,8 @@ def load_model(args: argparse.Namespace, console: "Console") -> "Moshi":
     """
     from rich.progress import Progress
 
+    from ..moshi import load
     from .download_bar import DownloadBar
-    from .moshi import load
 
     name = model_name(args)
     console.print(f"Loading {name} ...", style="dim", highlight=False)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .config import FRAME_RATE
-from .sound import Samples
+from ..config import FRAME_RATE
+from ..sound import Samples
 
 BUDGET_MS = 1000 / FRAME_RATE
 """A step may take as long as its frame: 80 ms."""

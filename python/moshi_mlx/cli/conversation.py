@@ -6,14 +6,14 @@ from datetime import datetime
 
 import numpy as np
 
-from .config import FRAME_RATE, FRAME_SIZE
-from .errors import MoshiError, StorageError
+from ..config import FRAME_RATE, FRAME_SIZE
+from ..errors import MoshiError, StorageError
+from ..session import Frame, Session
+from ..sound import Samples
 from .live_ends import LiveSound
 from .live_screen import LiveScreen
 from .live_state import LiveState, level_db
 from .recording import Recording
-from .session import Frame, Session
-from .sound import Samples
 from .trace import Trace
 from .transcript import Transcript
 

@@ -6,9 +6,9 @@ from types import TracebackType
 
 import numpy as np
 
-from .config import SAMPLE_RATE
-from .files import storage_errors, write_all
-from .sound import Samples, to_int16, wav_header
+from ..config import SAMPLE_RATE
+from ..files import storage_errors, write_all
+from ..sound import Samples, to_int16, wav_header
 
 _CHANNELS = 2
 

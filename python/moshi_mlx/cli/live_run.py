@@ -6,22 +6,22 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
+from ..errors import InputError
+from ..files import STDOUT, ResultFile
+from ..moshi import Moshi
+from ..session import Session
+from ..sound import Samples, WavWriter, load_sound, need_extension
 from .conversation import Conversation
 from .devices import Choice, chosen, devices_table, try_devices
-from .errors import InputError
-from .files import STDOUT, ResultFile
 from .interrupt import StopRequest
 from .keys import Keys
 from .live_ends import FileEar, FileMouth, Finished, LiveSound
 from .live_screen import LiveScreen, figures
 from .live_state import LiveState, clock
 from .measures import memory_line
-from .moshi import Moshi
 from .options import load_model, sampling, warm_up
 from .quiet import libraries_kept_quiet
 from .recording import Recording
-from .session import Session
-from .sound import Samples, WavWriter, load_sound, need_extension
 from .trace import Trace
 
 
@@ -88,7 +88,7 @@ def open_ends(
     Raises:
         DeviceError: a device is missing, busy or refused.
     """
-    from .audio_io import AudioIO
+    from ..audio_io import AudioIO
 
     device = AudioIO(
         devices["input"],
@@ -124,7 +124,7 @@ def summary(state: LiveState, console: Console) -> None:
 def list_devices() -> int:
     """Print the microphones and speakers that there are."""
     need_extension()
-    from . import audio_io
+    from .. import audio_io
 
     with libraries_kept_quiet():
         devices = audio_io.list_devices()

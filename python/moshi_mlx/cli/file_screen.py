@@ -10,9 +10,9 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from .config import FRAME_RATE
+from ..config import FRAME_RATE
+from ..session import Frame, Timings
 from .measures import memory_line, real_time_factor, timings_table
-from .session import Frame, Timings
 
 _LINES_OF_WORDS = 12
 

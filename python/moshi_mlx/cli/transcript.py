@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 
-from .config import FRAME_RATE
+from ..config import FRAME_RATE
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from rich.table import Table
 
-from .config import FRAME_RATE
-from .session import Timings
+from ..config import FRAME_RATE
+from ..session import Timings
 
 _PARTS = {"encode": "encode_ms", "language model": "lm_ms", "decode": "decode_ms", "together": "total_ms"}
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from .files import storage_errors
+from ..files import storage_errors
 
 ROWS = ("capture", "encode", "language model", "decode", "playback")
 """One row each, from top to bottom."""

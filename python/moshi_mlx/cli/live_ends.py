@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .config import FRAME_RATE, FRAME_SIZE
+from ..config import FRAME_RATE, FRAME_SIZE
+from ..sound import Samples, WavWriter
 from .live_state import AudioStatus
-from .sound import Samples, WavWriter
 
 if TYPE_CHECKING:
-    from .audio_io import AudioIO
+    from ..audio_io import AudioIO
 
 
 class Finished(Exception):

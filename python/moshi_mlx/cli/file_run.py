@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from rich.console import Console
 
-from .config import FRAME_RATE, FRAME_SIZE
-from .errors import InputError
+from ..config import FRAME_RATE, FRAME_SIZE
+from ..errors import InputError
+from ..files import STDOUT, ResultFile
+from ..session import Session
+from ..sound import Samples, WavWriter, load_sound
 from .file_screen import FileScreen
-from .files import STDOUT, ResultFile
 from .interrupt import StopRequest
 from .options import INTERRUPTED, load_model, sampling, warm_up
-from .session import Session
-from .sound import Samples, WavWriter, load_sound
 from .transcript import Transcript
 
 

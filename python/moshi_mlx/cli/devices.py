@@ -23,7 +23,7 @@ def try_devices(choices: dict[str, Choice]) -> None:
     Raises:
         DeviceError: a device is missing, busy or refused.
     """
-    from .audio_io import AudioIO
+    from ..audio_io import AudioIO
 
     AudioIO(choices["input"], choices["output"], echo_cancel=False).close()
 
