@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import moshi_mlx  # noqa: F401  (loads OpenBLAS before mlx.core)
+import moshi_mlx  # noqa: F401  (puts OpenBLAS under MLX)
 
 import mlx.core as mx  # isort: skip
-from moshi_mlx.checkpoint import pieces
-from moshi_mlx.checkpoint.quantization import level, quantize_weight
+from moshi_mlx.checkpoint import Recipe, pieces
+from moshi_mlx.checkpoint.quantization import quantize_weight
 from moshi_mlx.config import LMConfig
 from moshi_mlx.untrained import random_tensors
 
@@ -65,9 +65,12 @@ def make_lm(folder: Path, config: dict[str, Any], bits: int | None = None, seed:
     if bits:
         # As in the published files: what isn't quantized is bfloat16, like the scales.
         tensors = {name: tensor.astype(mx.bfloat16) for name, tensor in tensors.items()}
-        for name in [name for name, tensor in tensors.items() if tensor.ndim == 2]:
-            parts = quantize_weight(tensors.pop(name), level(bits))
-            tensors |= {f"{name.removesuffix('.weight')}.{part}": array for part, array in parts.items()}
+        recipe = Recipe.parse(bits)
+        for name in list(tensors):
+            module = name.removesuffix(".weight")
+            if (how := recipe(module, tensors[name].shape)) is not None:
+                parts = quantize_weight(tensors.pop(name), how)
+                tensors |= {f"{module}.{part}": array for part, array in parts.items()}
     path = folder / (f"model.q{bits}.safetensors" if bits else "model.safetensors")
     mx.save_safetensors(str(path), tensors)
     return path

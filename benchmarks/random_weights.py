@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import moshi_mlx  # noqa: F401  (loads OpenBLAS before mlx.core)
+import moshi_mlx  # noqa: F401  (puts OpenBLAS under MLX)
 
 import mlx.core as mx  # isort: skip
 import numpy as np

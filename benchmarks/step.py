@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import moshi_mlx  # noqa: F401  (puts OpenBLAS under MLX)
+
+import mlx.core as mx  # isort: skip
 from common import HERE, NO_PEERS, Figure, in_turns, medians, options, peers, ratios, report
 from folders import CODEC, make_folder
 from models import SHAPES, make_lm
@@ -44,7 +47,7 @@ def commands(what: str, model: Path) -> dict[str, list[str]]:
 def limit_ms(shape: str, what: str, steps: int, bytes_per_second: float) -> float:
     """Milliseconds to read what a step reads, everything in float32 as a small model is held on CPU."""
     config = LMConfig.from_dict(SHAPES[shape])
-    total = lm_bytes_read(config, Recipe(), float_bytes=4) + kv_bytes(config, steps // 2, item_bytes=4)
+    total = lm_bytes_read(config, Recipe(), float_bytes=4) + kv_bytes(config, steps // 2, mx.float32)
     if what == "session":
         total += codec_bytes_read(MimiConfig.published(), 8)
     return total / bytes_per_second * 1e3

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import moshi_mlx  # noqa: F401  (loads OpenBLAS before mlx.core)
+import moshi_mlx  # noqa: F401  (puts OpenBLAS under MLX)
 
 import mlx.core as mx  # isort: skip
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from moshi_mlx.checkpoint import Quantization, kind_of, pieces
 from moshi_mlx.checkpoint.quantization import bytes_of
 from moshi_mlx.config import LMConfig, MimiConfig
+from moshi_mlx.lm import KVCache
 from moshi_mlx.mimi import expected_tensors
 
 Chooser = Callable[[str, tuple[int, ...]], Quantization | None]
@@ -65,9 +66,20 @@ def _bytes(shape: tuple[int, ...], how: Quantization | None, float_bytes: int) -
     return math.prod(shape) * float_bytes if how is None else bytes_of(shape, how)
 
 
-def kv_bytes(config: LMConfig, steps: int, item_bytes: int = 2) -> int:
-    """Keys and values of the last `steps` steps, or of the window where it is shorter."""
-    return 2 * config.num_layers * min(steps, config.context) * config.dim * item_bytes
+def kv_bytes(config: LMConfig, steps: int, dtype: mx.Dtype = mx.bfloat16, bits: int | None = None) -> int:
+    """Keys and values of the last `steps` steps, or of the window where it is shorter.
+
+    Args:
+        config: the model's shape.
+        steps: how many.
+        dtype: of the numbers, or of the scales of quantized ones.
+        bits: of a quantized cache, 8 or 4.
+
+    Raises:
+        InputError: a cache that can't be quantized so.
+    """
+    one_step = KVCache.empty(1, (1, config.num_heads, 1, config.dim // config.num_heads), dtype, bits)
+    return config.num_layers * min(steps, config.context) * one_step.nbytes
 
 
 def codec_bytes_read(config: MimiConfig, codebooks: int, item_bytes: int = 4) -> int:

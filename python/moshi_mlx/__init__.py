@@ -9,13 +9,12 @@ frame = session.step(pcm)  # float32 [1920] in, frame.pcm and frame.text out, 12
 
 from typing import TYPE_CHECKING, Any
 
-from ._cpu import keep_freed_memory, load_openblas
+from ._cpu import accelerate_blas, keep_freed_memory
 
 keep_freed_memory()
-BLAS = load_openblas()
+BLAS = accelerate_blas()
 """The BLAS put under MLX's CPU backend, None where MLX's own is used."""
 
-# Only now, since what follows imports mlx.core.
 from .config import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE, LMConfig, MimiConfig  # noqa: E402
 from .errors import MoshiError  # noqa: E402
 from .generation import LMGen  # noqa: E402

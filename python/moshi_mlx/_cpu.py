@@ -1,34 +1,32 @@
-"""Prepares the process for MLX's CPU backend, before `mlx.core` is imported: a fast BLAS, and memory that is kept."""
+"""Prepares the process for MLX's CPU backend: a fast BLAS, and memory that is kept."""
 
-import contextlib
 import ctypes
 import sys
-from pathlib import Path
-
-_OPENBLAS = "libopenblas.so.0"
 
 
-def load_openblas() -> str | None:
+def accelerate_blas() -> str | None:
     """Put OpenBLAS in the place of the BLAS that the mlx-cpu wheel is linked to, the reference one.
 
-    A library that is loaded into the global symbol scope before `mlx.core` replaces its symbols. In front of OpenBLAS
-    goes this package's extension, which has products of one or two columns done as matrix-vector products.
+    Products of one or two columns, which are most of a step's, are done by this package's extension (`rust/cpu_blas`).
+    MLX may have been imported before.
 
     Returns:
-        The library's name; None where it isn't installed, and on macOS, where MLX uses Accelerate. Has no effect once
-        `mlx.core` is imported.
+        "OpenBLAS"; None where it isn't installed, and on macOS, where MLX uses Accelerate.
     """
     if not sys.platform.startswith("linux"):
         return None
     try:
-        ctypes.CDLL(_OPENBLAS)
+        # Where MLX comes later and the extension can't be loaded, this alone has MLX use it.
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
     except OSError:
         return None
-    for extension in Path(__file__).parent.glob("audio_io*.so"):
-        with contextlib.suppress(OSError):  # the system lacks its sound library: go without
-            ctypes.CDLL(str(extension), mode=ctypes.RTLD_GLOBAL)
-    ctypes.CDLL(_OPENBLAS, mode=ctypes.RTLD_GLOBAL)
-    return _OPENBLAS
+    import mlx.core  # noqa: F401  (whose library the extension changes)
+
+    try:
+        from . import audio_io
+    except ImportError:  # the system has no sound library
+        return "OpenBLAS"
+    return "OpenBLAS" if audio_io.accelerate_mlx() else None
 
 
 # mallopt's parameters, from glibc's malloc.h.

@@ -6,6 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+def accelerate_mlx() -> bool:
+    """Lead MLX's matrix products on the CPU to OpenBLAS, those of few columns to this extension.
+
+    Returns whether that was done: on Linux, where OpenBLAS is installed and MLX is loaded.
+    """
+
 def read_sound(source: str | os.PathLike[str] | bytes, partial: bool = False) -> tuple[NDArray[np.float32], int]:
     """Read a sound file: (samples float32 [channels, samples] in [-1, 1], samples per second).
 

@@ -1,7 +1,5 @@
 //! Sound in and out for a full-duplex voice model. The core knows nothing of Python; the bindings are below `python`.
 
-#[cfg(target_os = "linux")]
-pub mod blas;
 pub mod capture;
 pub mod devices;
 pub mod drift;
@@ -16,8 +14,6 @@ pub mod engine;
 pub mod fade;
 pub mod frame;
 pub mod line;
-#[cfg(target_os = "linux")]
-pub mod matvec;
 pub mod meter;
 pub mod playback;
 pub mod playback_callback;

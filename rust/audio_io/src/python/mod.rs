@@ -19,8 +19,18 @@ fn error(py: Python<'_>, name: &str, message: String) -> PyErr {
     }
 }
 
+/// Lead MLX's matrix products on the CPU to OpenBLAS (crate `cpu_blas`); whether that was done.
+#[pyfunction]
+fn accelerate_mlx() -> bool {
+    #[cfg(target_os = "linux")]
+    return cpu_blas::accelerate("libmlx");
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
 #[pymodule]
 fn audio_io(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(accelerate_mlx, module)?)?;
     sound::register(module)?;
     echo::register(module)?;
     live::register(module)

@@ -1,11 +1,10 @@
-//! Matrix products of one or two columns as matrix-vector products, for MLX's CPU backend on Linux.
+//! Matrix products of one or two columns as matrix-vector products.
 //!
 //! MLX hands every product to `cblas_sgemm`, and OpenBLAS's first copies the whole matrix into blocks that pay off over
 //! many columns. A step of the models here has one or two: read as matrix-vector products, the weights come once from
-//! memory. This `cblas_sgemm` stands in front of OpenBLAS's where the library is loaded globally before MLX
-//! (`_cpu.py` does that), and passes on all that has more columns.
+//! memory. What has more columns is passed on.
 
-use std::ffi::{c_char, c_float, c_int, c_void};
+use std::ffi::{CStr, c_float, c_int, c_void};
 use std::sync::OnceLock;
 
 use crate::matvec::matvec;
@@ -51,39 +50,59 @@ type Gemv = unsafe extern "C" fn(
     c_int,
 );
 
-struct OpenBlas {
+/// The functions used of OpenBLAS.
+pub struct OpenBlas {
+    library: *mut c_void,
     gemm: Gemm,
     gemv: Gemv,
 }
 
-fn open_blas() -> &'static OpenBlas {
-    static FOUND: OnceLock<OpenBlas> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        let find = |name: &std::ffi::CStr| -> *mut c_void {
-            // SAFETY: both arguments are NUL-terminated strings; the library stays loaded.
-            let symbol = unsafe {
-                let library = libc::dlopen(c"libopenblas.so.0".as_ptr(), libc::RTLD_NOW);
-                libc::dlsym(library, name.as_ptr().cast::<c_char>())
-            };
-            assert!(!symbol.is_null(), "libopenblas.so.0 went away while the program ran");
-            symbol
-        };
-        // SAFETY: the symbols are the CBLAS functions of these names, whose signatures the types are.
-        unsafe {
-            OpenBlas {
-                gemm: std::mem::transmute::<*mut c_void, Gemm>(find(c"cblas_sgemm")),
-                gemv: std::mem::transmute::<*mut c_void, Gemv>(find(c"cblas_sgemv")),
+// SAFETY: the library's handle is only looked names up in, which any thread may do.
+unsafe impl Send for OpenBlas {}
+// SAFETY: as above.
+unsafe impl Sync for OpenBlas {}
+
+impl OpenBlas {
+    /// A function of the library.
+    pub fn find(&self, name: &CStr) -> Option<*const ()> {
+        find(self.library, name).map(|function| function.cast_const().cast())
+    }
+}
+
+fn find(library: *mut c_void, name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: the library was loaded and stays so; the name is a NUL-terminated string.
+    let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
+    (!symbol.is_null()).then_some(symbol)
+}
+
+/// The library, loaded once; None where it isn't installed.
+pub fn open_blas() -> Option<&'static OpenBlas> {
+    static FOUND: OnceLock<Option<OpenBlas>> = OnceLock::new();
+    FOUND
+        .get_or_init(|| {
+            // SAFETY: the argument is a NUL-terminated string.
+            let library = unsafe { libc::dlopen(c"libopenblas.so.0".as_ptr(), libc::RTLD_NOW) };
+            if library.is_null() {
+                return None;
             }
-        }
-    })
+            let (gemm, gemv) = (find(library, c"cblas_sgemm")?, find(library, c"cblas_sgemv")?);
+            // SAFETY: the symbols are the CBLAS functions of these names, whose signatures the types are.
+            let (gemm, gemv) = unsafe {
+                (
+                    std::mem::transmute::<*mut c_void, Gemm>(gemm),
+                    std::mem::transmute::<*mut c_void, Gemv>(gemv),
+                )
+            };
+            Some(OpenBlas { library, gemm, gemv })
+        })
+        .as_ref()
 }
 
 /// C = alpha op(A) op(B) + beta C, as CBLAS has it.
 ///
 /// # Safety
 /// As for CBLAS: the pointers must be to matrices of the sizes given.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cblas_sgemm(
+pub unsafe extern "C" fn sgemm(
     order: c_int,
     trans_a: c_int,
     trans_b: c_int,
@@ -99,7 +118,7 @@ pub unsafe extern "C" fn cblas_sgemm(
     c: *mut c_float,
     ldc: c_int,
 ) {
-    let blas = open_blas();
+    let Some(blas) = open_blas() else { unreachable!("only used in OpenBLAS's place") };
     let flip = |trans| if trans == NO_TRANS { TRANS } else { NO_TRANS };
     let stored = |trans, rows, columns| {
         if trans == NO_TRANS { (rows, columns) } else { (columns, rows) }

@@ -1,0 +1,41 @@
+"""MLX's matrix products on the CPU, led to OpenBLAS and to the extension, are still products."""
+
+import subprocess
+import sys
+
+import pytest
+
+import moshi_mlx
+
+PRODUCTS = """
+import numpy as np
+{imports}
+import mlx.core as mx
+
+assert moshi_mlx.BLAS == "OpenBLAS"
+draws = np.random.default_rng(0)
+small = [(1, 64, 64), (64, 64, 1), (2, 33, 70), (70, 33, 2), (5, 40, 6), (1, 1, 1)]
+for m, k, n in [*small, (3000, 700, 1), (1, 700, 3000)]:
+    a, b = (draws.standard_normal(shape).astype(np.float32) for shape in ((m, k), (k, n)))
+    for turned_a in (False, True):
+        for turned_b in (False, True):
+            x = mx.array(np.ascontiguousarray(a.T)).T if turned_a else mx.array(a)
+            y = mx.array(np.ascontiguousarray(b.T)).T if turned_b else mx.array(b)
+            assert np.abs(np.array(x @ y) - a @ b).max() < 1e-4 * k**0.5, (m, k, n, turned_a, turned_b)
+            c = mx.ones((m, n))
+            assert np.abs(np.array(mx.addmm(c, x, y, alpha=0.5, beta=2)) - (0.5 * (a @ b) + 2)).max() < 1e-4 * k**0.5
+"""
+
+
+@pytest.mark.skipif(moshi_mlx.BLAS is None, reason="MLX has its own BLAS here")
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import moshi_mlx",
+        "import mlx.core as mx; mx.eval(mx.ones((4, 4)) @ mx.ones((4, 1))); import moshi_mlx",
+        "import ctypes; ctypes.CDLL('libopenblas.so.0', mode=ctypes.RTLD_GLOBAL); import moshi_mlx",
+    ],
+    ids=["alone", "after MLX has run", "after OpenBLAS"],
+)
+def test_products_are_right_whatever_was_loaded_first(imports: str) -> None:
+    subprocess.run([sys.executable, "-c", PRODUCTS.format(imports=imports)], check=True, timeout=60)
