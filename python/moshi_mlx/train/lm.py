@@ -113,6 +113,9 @@ class Trainer:
         def update(*arrays: mx.array) -> tuple[dict[str, mx.array], mx.array]:
             kind = Batch if len(arrays) == len(Batch.__dataclass_fields__) else Drill
             (loss, parts), gradients = value_and_grad(model, kind(*arrays))
+            if kind is Drill:
+                # The optimizer leaves alone what a drill doesn't use, rather than decay it.
+                gradients["lm"].pop("depformer", None)
             gradients, norm = optim.clip_grad_norm(gradients, train.clip)
             optimizer.update(model, gradients)
             return {**parts, "loss" if kind is Batch else "drill": loss}, norm
