@@ -1,28 +1,31 @@
-"""How long sound takes from the microphone through the program to the speaker, with no model in between.
-
-    python benchmarks/audio_latency.py [--json] [--seconds 12] [--rounds 3]
+"""How long does sound take from the microphone through the program to the speaker, with no model in between?
 
 A private PulseAudio server (Debian's `pulseaudio`, started and stopped here) has a microphone and a speaker that are
 two halves of one sink, so that one recording holds both, aligned to the sample. Noise goes into the microphone; this
 engine's AudioIO, or `sounddevice` driven as the published CLI drives it (two streams at 24 kHz in blocks of 1920, a
 queue between them), hands every frame that it reads straight to the speaker; the lag of the two channels is the delay.
-`sounddevice` runs where MOSHI_PEERS names a Python that has it. Rounds of the two alternate.
+A frame of 80 ms is part of it. `sounddevice` runs where MOSHI_PEERS names a Python that has it. Rounds of the two
+alternate.
 """
 
-import argparse
-import json
-import os
+from __future__ import annotations
+
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from common import Figure, can_import, options, peers, report
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from sound_server import SoundServer, hurry, missing_program, sound_server
+
+PEER_NAME = "sounddevice"
 
 OWN = """
 import sys, time
@@ -70,12 +73,12 @@ def delay_ms(played: np.ndarray, heard: np.ndarray, rate: int) -> tuple[float, f
     return 1000 * peak / rate, float(correlation[peak] / rest)
 
 
-def measure(server: SoundServer, python: str, program: str, seconds: float, *options: str) -> dict[str, object]:
+def measure(server: SoundServer, python: str, program: str, seconds: float, *arguments: str) -> dict[str, Any]:
     """Run one program between microphone and speaker; the delay is the median over windows."""
     sound = noise(server.rate, seconds + 2)
     with server.recording("cable.monitor", channels=2) as recording:
         run = subprocess.Popen(
-            [python, "-c", program, str(seconds), *options],
+            [python, "-c", program, str(seconds), *arguments],
             env=server.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hurry,
         )  # fmt: skip
         time.sleep(1.0)
@@ -94,7 +97,7 @@ def measure(server: SoundServer, python: str, program: str, seconds: float, *opt
     clear = [delay for delay, clarity in delays if clarity > 2]
     if not clear:
         raise SystemExit(f"no window of the recording correlates: {delays}")
-    result: dict[str, object] = {"delay_ms": statistics.median(clear), "windows": len(clear)}
+    result: dict[str, Any] = {"delay_ms": statistics.median(clear), "windows": len(clear)}
     figures = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
     for name in ("output_underruns", "output_skipped_ms", "capture_to_read_with_frame_ms", "write_to_speaker_ms"):
         if name in figures:
@@ -102,39 +105,35 @@ def measure(server: SoundServer, python: str, program: str, seconds: float, *opt
     return result
 
 
+def figures(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Figure]:
+    """The delays of each program's rounds, and of ours by the peer's."""
+    delays = {name: [run["delay_ms"] for run in rounds] for name, rounds in runs.items()}
+    found = [Figure.of(name, "ms", values) for name, values in delays.items()]
+    if PEER_NAME in delays:
+        ratios = [ours / theirs for ours, theirs in zip(delays["AudioIO"], delays[PEER_NAME], strict=True)]
+        found.append(Figure.of(f"AudioIO / {PEER_NAME}", "x", ratios, at_most=0.5))
+    return found
+
+
 def main() -> None:
-    """Measure both in turn and print the medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--seconds", type=float, default=12.0, help="length of a round")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    missing = missing_program()
-    if missing:
+    parser = options(__doc__)
+    parser.add_argument("--seconds", type=float, default=12.0, help="length of a round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each program (%(default)s)")
+    chosen = parser.parse_args()
+    if missing := missing_program():
         raise SystemExit(f"{missing} is not installed; on Debian: apt-get install pulseaudio pulseaudio-utils")
-    peer = os.environ.get("MOSHI_PEERS")
-    runs: dict[str, list[dict[str, object]]] = {}
+    programs = {"AudioIO": (sys.executable, OWN), "AudioIO with echo cancellation": (sys.executable, OWN, "echo")}
+    python = peers()
+    if with_peer := python is not None and can_import(python, PEER_NAME):
+        programs[PEER_NAME] = (python, PEER)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
     with sound_server() as server:
         server.add_cable()
-        for _ in range(arguments.rounds):
-            runs.setdefault("AudioIO", []).append(measure(server, sys.executable, OWN, arguments.seconds))
-            with_echo = measure(server, sys.executable, OWN, arguments.seconds, "echo")
-            runs.setdefault("AudioIO with echo cancellation", []).append(with_echo)
-            if peer:
-                runs.setdefault("sounddevice", []).append(measure(server, peer, PEER, arguments.seconds))
-    medians = {name: statistics.median(float(str(r["delay_ms"])) for r in rows) for name, rows in runs.items()}
-    result: dict[str, object] = {"delay_ms": medians, "rounds": runs}
-    if peer:
-        result["ratio"] = medians["AudioIO"] / medians["sounddevice"]
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-        return
-    for name, delay in medians.items():
-        print(f"{name:32} {delay:7.1f} ms microphone to speaker (a frame of 80 ms included)")
-    if peer:
-        print(f"{'ratio':32} {result['ratio']:7.2f} (at most 0.5 wanted)")
-    else:
-        print("sounddevice was not measured: set MOSHI_PEERS to a Python that has it")
+        for _ in range(chosen.rounds):
+            for name, (python, program, *arguments) in programs.items():
+                runs[name].append(measure(server, python, program, chosen.seconds, *arguments))
+    notes = [] if with_peer else [f"{PEER_NAME} wasn't measured: MOSHI_PEERS names no Python that has it."]
+    report(__doc__, chosen.json, figures(runs), runs, notes)
 
 
 if __name__ == "__main__":

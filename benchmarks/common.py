@@ -1,8 +1,8 @@
 """What the benchmarks share: who measured, figures with their spread, paired runs, and one way to report them.
 
 Every benchmark prints a table and writes, with `--json FILE`, one object: `question`, `command`, `date`, `machine`,
-`figures` (each with unit, median, spread, number of runs and, where there is one, the target it is held against) and
-`details`, whatever else it found.
+`figures` (each with unit, median, spread, number of runs and, where there is one, the target it is held against),
+`notes`, and `details`, whatever else it found.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Figure:
     Attributes:
         median, low, high: of the runs; low and high are the quartiles of measurements, and equal the median of counts.
         runs: how many values these are of.
-        at_most: the target, where there is one.
+        at_most, at_least: the target, where there is one.
     """
 
     name: str
@@ -49,22 +49,40 @@ class Figure:
     high: float
     runs: int
     at_most: float | None = None
+    at_least: float | None = None
 
     @classmethod
-    def of(cls, name: str, unit: str, values: Sequence[float], at_most: float | None = None) -> Figure:
+    def of(
+        cls, name: str, unit: str, values: Sequence[float], at_most: float | None = None, at_least: float | None = None
+    ) -> Figure:
         """The figure of several runs."""
         low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
-        return cls(name, unit, median, low, high, len(values), at_most)
+        return cls(name, unit, median, low, high, len(values), at_most, at_least)
 
     @classmethod
-    def exact(cls, name: str, unit: str, value: float, at_most: float | None = None) -> Figure:
+    def exact(
+        cls, name: str, unit: str, value: float, at_most: float | None = None, at_least: float | None = None
+    ) -> Figure:
         """A figure that doesn't vary: a count, a size, a result of arithmetic."""
-        return cls(name, unit, value, value, value, 1, at_most)
+        return cls(name, unit, value, value, value, 1, at_most, at_least)
 
     @property
     def reached(self) -> bool | None:
         """Whether the target was reached; None without one."""
+        if self.at_least is not None:
+            return self.median >= self.at_least
         return None if self.at_most is None else self.median <= self.at_most
+
+    def cells(self) -> list[str]:
+        """Median, quartiles, runs and target as words."""
+        several = self.runs > 1
+        target = ">= " + number(self.at_least) if self.at_least is not None else ""
+        return [
+            f"{number(self.median)} {self.unit}".rstrip(),
+            f"{number(self.low)} - {number(self.high)}" if several else "",
+            str(self.runs) if several else "",
+            target if self.at_most is None else "<= " + number(self.at_most),
+        ]
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
@@ -109,24 +127,22 @@ def question_of(doc: str | None) -> str:
 
 def figures_table(figures: Sequence[Figure]) -> Table:
     """Figures one a line, with their targets if any has one."""
-    targets = any(figure.at_most is not None for figure in figures)
+    targets = any(figure.reached is not None for figure in figures)
     table = Table("", "median", "quartiles", "runs", *(["target"] if targets else []))
     for figure in figures:
-        spread = "" if figure.runs == 1 else f"{number(figure.low)} - {number(figure.high)}"
-        runs = "" if figure.runs == 1 else str(figure.runs)
-        row = [figure.name, f"{number(figure.median)} {figure.unit}", spread, runs]
-        if targets:
-            colour = "green" if figure.reached else "red"
-            row.append("" if figure.at_most is None else f"[{colour}]<= {figure.at_most:,g}")
-        table.add_row(*row)
+        *cells, target = figure.cells()
+        colour = "green" if figure.reached else "red"
+        table.add_row(figure.name, *cells, *([f"[{colour}]{target}"] if targets else []))
     return table
 
 
 def number(value: float) -> str:
-    """Three significant digits, whole numbers as they are."""
+    """Three significant digits, whole numbers as they are; what rounding leaves of nothing is nothing."""
+    if abs(value) < 1e-12:
+        return "0"
     if value == int(value):
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @functools.cache
@@ -208,6 +224,12 @@ def peers() -> str | None:
 def environment_for(python: str) -> dict[str, str]:
     """The environment of a process; the peers' must not find this project's package, which has the same name."""
     return {name: value for name, value in os.environ.items() if python == sys.executable or name != "PYTHONPATH"}
+
+
+def can_import(python: str, module: str) -> bool:
+    """Whether this Python has the module."""
+    command = [python, "-c", f"import {module}"]
+    return subprocess.run(command, capture_output=True, env=environment_for(python)).returncode == 0
 
 
 def answer_of(command: Sequence[str]) -> Any:

@@ -7,30 +7,28 @@ an environment that has them, WebRTC (aec-audio-processing, noise suppression of
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from common import Figure, environment_for, options, peers, report
 from echo_rooms import RATE, Pcm, Scene, draw_room, draw_scene, recorded_voices, speech_voices
-from rich.console import Console
-from rich.table import Table
 
 SETTLED = 3 * RATE
 WINDOW = 480
-PEERS = {"WebRTC (aec-audio-processing)": "webrtc", "Speex (pyaec)": "speex"}
+OURS, WEBRTC = "moshi_mlx EchoCanceller", "WebRTC (aec-audio-processing)"
+PEERS = {WEBRTC: "webrtc", "Speex (pyaec)": "speex"}
 TARGET_ERLE_DB = 28.0
 TARGET_ABOVE_WEBRTC_DB = 3.0
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one canceller did in each room: dB."""
+    """What one canceller did in each room, in dB."""
 
     name: str
     erle_db: list[float]
@@ -38,7 +36,7 @@ class Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--rooms", type=int, default=8, help="number of rooms (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1000, help="seed of the first room (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each scene (default: %(default)s)")
@@ -49,33 +47,44 @@ def main() -> None:
         help="espeak-ng and flite, or people from Debian's asterisk-core-sounds-*-g722 (two packages or more)",
     )
     parser.add_argument("--recordings", default="/usr/share/asterisk/sounds", help="where the recordings are")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE (- for standard output)")
-    options = parser.parse_args()
-    if options.rooms < 1 or options.seconds < 6:
+    chosen = parser.parse_args()
+    if chosen.rooms < 1 or chosen.seconds < 6:
         parser.error("at least one room and 6 seconds are needed")
-    recorded = options.voices == "recorded"
-    voices = list((recorded_voices(options.recordings) if recorded else speech_voices()).values())
+    recorded = chosen.voices == "recorded"
+    voices = list((recorded_voices(chosen.recordings) if recorded else speech_voices()).values())
     if len(voices) < 2:
         parser.error(
             f"two voices are needed and {len(voices)} found: install espeak-ng, or two asterisk-core-sounds-*-g722"
         )
-    rooms = [draw_room(options.seed + i) for i in range(options.rooms)]
-    scenes = [draw_scene(room, voices, options.seconds) for room in rooms]
-    console = Console(stderr=options.json == "-")
-    peers = os.environ.get("MOSHI_PEERS")
-    if not peers:
-        console.print("MOSHI_PEERS is not set: WebRTC and Speex are not measured.")
-    results = [untreated(scenes), ours(scenes)] + (
-        [r for p in PEERS if (r := peer(p, peers, scenes, console))] if peers else []
-    )
-    show(results, console)
-    if options.json:
-        figures = {
-            "rooms": [asdict(room) for room in rooms],
-            "results": [asdict(r) | medians(r) for r in results],
-        }
-        text = json.dumps(figures, indent=1)
-        print(text) if options.json == "-" else Path(options.json).write_text(text + "\n")
+    rooms = [draw_room(chosen.seed + i) for i in range(chosen.rooms)]
+    scenes = [draw_scene(room, voices, chosen.seconds) for room in rooms]
+    results, notes = [untreated(scenes), ours(scenes)], []
+    if python := peers():
+        for name in PEERS:
+            try:
+                results.append(peer(name, python, scenes))
+            except RuntimeError as error:
+                notes.append(str(error))
+    else:
+        notes.append("MOSHI_PEERS isn't set: WebRTC and Speex weren't measured.")
+    details = {"rooms": [asdict(room) for room in rooms], "results": [asdict(result) for result in results]}
+    report(__doc__, chosen.json, figures(results), details, notes)
+
+
+def figures(results: Sequence[Result]) -> list[Figure]:
+    """Both of every canceller, over the rooms, and how far ours is above WebRTC's."""
+    found = []
+    for result in results:
+        target = TARGET_ERLE_DB if result.name == OURS else None
+        found.append(Figure.of(f"{result.name}: ERLE, single talk", "dB", result.erle_db, at_least=target))
+        found.append(Figure.of(f"{result.name}: near-end SI-SDR, double talk", "dB", result.si_sdr_db))
+    by_name = {result.name: float(np.median(result.si_sdr_db)) for result in results}
+    if WEBRTC in by_name:
+        gain = by_name[OURS] - by_name[WEBRTC]
+        found.append(
+            Figure.exact("near-end SI-SDR: median above WebRTC's", "dB", gain, at_least=TARGET_ABOVE_WEBRTC_DB)
+        )
+    return found
 
 
 def untreated(scenes: list[Scene]) -> Result:
@@ -96,19 +105,23 @@ def ours(scenes: list[Scene]) -> Result:
         return np.concatenate([canceller.process(m.astype(np.float32), p.astype(np.float32)) for m, p in pieces])
 
     outputs = [(cancel(s.echo, s.played), cancel(s.echo + s.near, s.played)) for s in scenes]
-    return judge("moshi_mlx EchoCanceller", scenes, outputs, EchoCanceller(RATE).delay)
+    return judge(OURS, scenes, outputs, EchoCanceller(RATE).delay)
 
 
-def peer(name: str, python: str, scenes: list[Scene], console: Console) -> Result | None:
-    """A canceller of another environment; None, and a word about it, where that doesn't have it."""
+def peer(name: str, python: str, scenes: list[Scene]) -> Result:
+    """A canceller of another environment.
+
+    Raises:
+        RuntimeError: that doesn't have it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         signals = [x for s in scenes for x in (s.echo, s.played, s.echo + s.near, s.played)]
         np.save(f"{folder}/in.npy", np.stack(signals).astype(np.float32))
         worker = Path(__file__).with_name("echo_peer.py")
-        done = subprocess.run([python, worker, PEERS[name], folder], capture_output=True, text=True, check=False)
+        command = [python, str(worker), PEERS[name], folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment_for(python))
         if done.returncode:
-            console.print(f"{name} is not measured: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
-            return None
+            raise RuntimeError(f"{name} wasn't measured: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
         outputs = np.load(f"{folder}/out.npy").astype(float)
     pairs = list(zip(outputs[::2], outputs[1::2], strict=True))
     return judge(name, scenes, pairs, delay=None)
@@ -146,34 +159,6 @@ def si_sdr_db(near: Pcm, output: Pcm, where: Pcm, lag: int) -> float:
     wanted, found = near[where], output[where + lag]
     target = (wanted @ found) ** 2 / (wanted @ wanted)
     return 10 * float(np.log10(target / (found @ found - target + 1e-12)))
-
-
-def medians(result: Result) -> dict[str, float]:
-    return {
-        "median_erle_db": float(np.median(result.erle_db)),
-        "median_si_sdr_db": float(np.median(result.si_sdr_db)),
-    }
-
-
-def show(results: list[Result], console: Console) -> None:
-    table = Table(title="Echo: medians over the rooms (lowest), dB, after 3 s")
-    table.add_column("canceller")
-    table.add_column("ERLE, single talk", justify="right")
-    table.add_column("near-end SI-SDR, double talk", justify="right")
-    for result in results:
-        cells = [f"{np.median(x):.1f} ({min(x):.1f})" for x in (result.erle_db, result.si_sdr_db)]
-        table.add_row(result.name, *cells)
-    console.print(table)
-    ours = medians(results[1])
-    met = ours["median_erle_db"] >= TARGET_ERLE_DB
-    console.print(f"ERLE of at least {TARGET_ERLE_DB:.0f} dB: {'met' if met else 'missed'}")
-    for result in results:
-        if result.name.startswith("WebRTC"):
-            gain = ours["median_si_sdr_db"] - medians(result)["median_si_sdr_db"]
-            met = gain >= TARGET_ABOVE_WEBRTC_DB
-            console.print(
-                f"{TARGET_ABOVE_WEBRTC_DB:.0f} dB above WebRTC: {'met' if met else 'missed'} ({gain:+.1f} dB)"
-            )
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class Need:
     """What a level needs of a machine, with the codec, at a context of some steps.
 
     Attributes:
+        level: of the weights.
         read: bytes read per step.
         held: bytes of memory.
         file: bytes of the language model's file.
@@ -75,19 +76,23 @@ def gpu_share(gb: int) -> float:
     return float(shares["up_to_32_gb" if gb <= 32 else "above"])
 
 
-def need(config: LMConfig, level: str, context: int, codec: MimiConfig | None = None) -> Need:
-    """What a step of a whole session needs on Metal: weights packed, cache in bfloat16, codec in float32.
+def need(config: LMConfig, level: str, context: int, kv_bits: int | None = None) -> Need:
+    """What a step of a whole session needs on Metal: weights packed, codec in float32.
+
+    Args:
+        config: the model's shape.
+        level: of the weights.
+        context: steps in the cache.
+        kv_bits: of the cache, 8 or 4; None for bfloat16.
 
     Raises:
-        InputError: no such level.
+        InputError: no such level, or a cache that can't be quantized so.
     """
     recipe = Recipe.parse(level)
-    codec = codec or MimiConfig.published()
-    books = max(config.user_q, config.dep_q)
-    codec_bytes = codec_bytes_read(codec, books)
+    codec_bytes = codec_bytes_read(MimiConfig.published(), max(config.user_q, config.dep_q))
     file = lm_bytes_held(config, recipe)
-    read = lm_bytes_read(config, recipe) + kv_bytes(config, context) + codec_bytes
-    held = file + kv_bytes(config, config.context) + codec_bytes + WORKSPACE
+    read = lm_bytes_read(config, recipe) + kv_bytes(config, context, bits=kv_bits) + codec_bytes
+    held = file + kv_bytes(config, config.context, bits=kv_bits) + codec_bytes + WORKSPACE
     return Need(level, read, held, file)
 
 

@@ -9,13 +9,12 @@ The limit is reading the weights that a frame touches once, at the memory bandwi
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import HERE, NO_PEERS, Figure, environment_for, in_turns, options, peers, report
+from common import HERE, NO_PEERS, Figure, can_import, in_turns, options, peers, report
 from random_weights import make_mimi, speechlike
 from traffic import bandwidth, codec_bytes_read
 
@@ -29,14 +28,7 @@ _FRAMES = 50
 
 def installed(python: str | None) -> list[str]:
     """The peers that this Python has."""
-    return [
-        name
-        for name, module in MODULES.items()
-        if python
-        and not subprocess.run(
-            [python, "-c", f"import {module}"], capture_output=True, env=environment_for(python)
-        ).returncode
-    ]
+    return [name for name, module in MODULES.items() if python and can_import(python, module)]
 
 
 def medians(rounds: list[list[float]], part: slice) -> list[float]:
@@ -82,7 +74,7 @@ def main() -> None:
     if python is None:
         notes.append(NO_PEERS)
     else:
-        notes += [f"{python} has no {name}: not compared." for name in MODULES if name not in names]
+        notes += [f"MOSHI_PEERS has no {name}: not compared." for name in MODULES if name not in names]
     report(__doc__, arguments.json, figures, {"milliseconds": times, "bytes": size, "bytes_per_second": rate}, notes)
 
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 
+def add_plot_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add `--plot FILE`; without matplotlib it ends the program, before hours were spent on what can't be drawn."""
+
+    def drawable(name: str) -> Path:
+        if importlib.util.find_spec("matplotlib") is None:
+            raise SystemExit("--plot needs matplotlib: .venv/bin/pip install matplotlib")
+        return Path(name)
+
+    parser.add_argument("--plot", type=drawable, metavar="FILE", help=f"{what}, PNG or SVG")
+
+
 def new_axes(title: str, x: str, y: str, rows: int = 1) -> Any:
-    """A figure and its axes (a list of them for several rows); ends with a sentence where matplotlib isn't there."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise SystemExit("Plots need matplotlib: pip install 'moshi-duplex[bench]'.") from None
+    """A figure and its axes (a list of them for several rows)."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -1,11 +1,14 @@
-"""What does a quantization level cost, and what does it cost in quality?
+"""What does a quantization level of the weights or of the KV cache cost, and what does it cost in quality?
 
-    python benchmarks/quantization.py MODEL [--levels 4 8 mxfp4 '4,attention=8'] [--plot FILE.png]
+    python benchmarks/quantization.py MODEL [--levels 4 8 mxfp4 '4,attention=8'] [--kv-bits 8 4] [--plot FILE.png]
 
-For each level: size of the file, bytes read per step, memory at rest and with a full cache, milliseconds per step, and
-how far its predictions are from the unquantized model's on the same streams of tokens: Kullback-Leibler divergence in
-nats and share of equal most likely tokens, for text and for every codebook. Time and memory at rest are measured as
-this machine runs the level: on a CPU small models are unpacked to float32, so levels differ on Metal only.
+For each level, and for the unquantized model with a quantized cache: size of the file, bytes read per step with a full
+cache, memory at rest and with a full cache, milliseconds per step with an empty and with a full cache, and how far the
+predictions are from the unquantized model's on the same streams of tokens: Kullback-Leibler divergence in nats and
+share of equal most likely tokens, for text and for every codebook. Of a model that is quantized already (nano) only
+the cache is varied. Time and memory are measured as this machine runs the level: on a CPU small models are unpacked to
+float32, so their levels differ on Metal only. With a quantized cache tokens are predicted step by step, as in a
+conversation, so that each is predicted from what the cache kept.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from unittest import mock
 
 import moshi_mlx
 
@@ -24,14 +28,18 @@ import numpy as np
 from common import Figure, memory_bytes, number, options, report
 from limits import LEVELS
 from models import SHAPES, make_lm
+from plots import add_plot_option, new_axes, save
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from traffic import kv_bytes, lm_bytes_held, lm_bytes_read
+from traffic import Chooser, kv_bytes, lm_bytes_held, lm_bytes_read
 
 from moshi_mlx.checkpoint import LMFile, Recipe, check_lm, load_lm_tensors, resolve
 from moshi_mlx.checkpoint.saving import need_floating_point
 from moshi_mlx.config import LMConfig
+from moshi_mlx.errors import InputError
 from moshi_mlx.lm import LMModel
+from moshi_mlx.lm.cache import KV_BITS
 from moshi_mlx.lm.model import LMOutput
 from moshi_mlx.lm.weights import build
 from moshi_mlx.precision import Precision, choose_precision
@@ -39,21 +47,45 @@ from moshi_mlx.quality import Divergence, divergence, generate_streams, predicti
 
 MIXED = "4,attention=8,heads=8"
 
+STORED = "as stored"
+
 _TURN = 5
 """Steps that a level takes at a time."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was found of one level; bytes, milliseconds, and the divergence from the original."""
+class Variant:
+    """A way to run the model: the level of its weights (`STORED`: as in the file), the bits of its cache."""
 
     level: str
+    kv_bits: int | None = None
+
+    def __str__(self) -> str:
+        return self.level if self.kv_bits is None else f"{self.level}, {self.kv_bits}-bit cache"
+
+    @property
+    def stored(self) -> str | None:
+        """The level as it is loaded; None as it is in the file."""
+        return None if self.level in ("bf16", STORED) else self.level
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found of one variant; bytes, milliseconds, and the divergence from the original.
+
+    Attributes:
+        file, read, at_rest, full: size of the file, bytes read per step with a full cache, memory without and with it.
+        ms, full_ms: of steps with an empty and with a full cache.
+    """
+
+    variant: Variant
     file: int
     read: int
     at_rest: int
     full: int
     quality: Divergence
     ms: list[float] = field(default_factory=list)
+    full_ms: list[float] = field(default_factory=list)
 
 
 def load(file: LMFile, level: str | None, packed: bool) -> LMModel:
@@ -63,22 +95,33 @@ def load(file: LMFile, level: str | None, packed: bool) -> LMModel:
     return build(file.config, tensors, quantization, Precision(chosen.dtype, unpack=False) if packed else chosen)
 
 
-def in_turns(file: LMFile, levels: Sequence[str], packed: bool, steps: int, at_once: bool) -> list[list[float]]:
-    """Milliseconds of steps by level: all levels in turns where they fit into memory together, else one by one."""
-    groups = [list(levels)] if at_once else [[level] for level in levels]
-    times: list[list[float]] = []
-    for group in groups:
-        generators = [moshi_mlx.LMGen(load(file, _stored(level), packed), seed=0) for level in group]
+def timed(file: LMFile, results: Sequence[Measured], packed: bool, steps: int, at_once: bool) -> list[Measured]:
+    """The results with their times: all in turns where they fit into memory together, else one after another."""
+    done: list[Measured] = []
+    for group in [list(results)] if at_once else [[result] for result in results]:
+        generators = [
+            moshi_mlx.LMGen(load(file, r.variant.stored, packed), seed=0, kv_bits=r.variant.kv_bits) for r in group
+        ]
+        empty = in_turns(generators, steps)
         for generator in generators:
-            step_ms(generator, 6)
-        found: list[list[float]] = [[] for _ in group]
-        for _ in range(0, steps, _TURN):
-            for generator, so_far in zip(generators, found, strict=True):
-                so_far += step_ms(generator, _TURN)
-        times += found
+            # A full cache is read alike whatever it holds.
+            generator.state.kv.offset = file.config.context
+        full = in_turns(generators, steps)
+        done += [replace(r, ms=ms, full_ms=full_ms) for r, ms, full_ms in zip(group, empty, full, strict=True)]
         del generators
         mx.clear_cache()
-    return times
+    return done
+
+
+def in_turns(generators: Sequence[moshi_mlx.LMGen], steps: int) -> list[list[float]]:
+    """Milliseconds of steps by generator, after those that build their graph."""
+    for generator in generators:
+        step_ms(generator, 6)
+    found: list[list[float]] = [[] for _ in generators]
+    for _ in range(0, steps, _TURN):
+        for generator, so_far in zip(generators, found, strict=True):
+            so_far += step_ms(generator, _TURN)
+    return found
 
 
 def step_ms(generator: moshi_mlx.LMGen, steps: int) -> list[float]:
@@ -94,26 +137,45 @@ def step_ms(generator: moshi_mlx.LMGen, steps: int) -> list[float]:
     return times
 
 
-def _stored(level: str) -> str | None:
-    return None if level == "bf16" else level
-
-
-def measure(file: LMFile, level: str, reference: LMOutput, codes: mx.array, packed: bool) -> Measured:
-    """Everything about one level."""
+def measure(file: LMFile, variant: Variant, reference: LMOutput, codes: mx.array, packed: bool) -> Measured:
+    """Everything about one variant but its times."""
     gc.collect()
     mx.clear_cache()
     before = mx.get_active_memory()
-    lm = load(file, _stored(level), packed)
+    lm = load(file, variant.stored, packed)
     at_rest = mx.get_active_memory() - before
-    recipe, config = Recipe.parse(level), file.config
+    config = file.config
+    how: Chooser = lambda module, _: file.quantization.get(module)  # noqa: E731
+    if variant.stored:
+        how = Recipe.parse(variant.stored)
+    output = predictions(lm, codes) if variant.kv_bits is None else predictions_by_step(lm, codes, variant.kv_bits)
     return Measured(
-        level=level,
-        file=lm_bytes_held(config, recipe),
-        read=lm_bytes_read(config, recipe) + kv_bytes(config, config.context),
+        variant=variant,
+        file=lm_bytes_held(config, how),
+        read=lm_bytes_read(config, how) + kv_bytes(config, config.context, bits=variant.kv_bits),
         at_rest=at_rest,
-        full=at_rest + kv_bytes(config, config.context, lm.dtype.size),
-        quality=divergence(reference, predictions(lm, codes)),
+        full=at_rest + kv_bytes(config, config.context, lm.dtype, variant.kv_bits),
+        quality=divergence(reference, output),
     )
+
+
+def predictions_by_step(lm: LMModel, codes: mx.array, kv_bits: int | None) -> LMOutput:
+    """As `predictions`, by the steps that a conversation takes: what a step sees of those before is in the cache."""
+
+    def forward_text(tokens: mx.array, condition: mx.array | None = None) -> tuple[mx.array, mx.array]:
+        B, _, T = tokens.shape
+        cache, window = lm.make_state(B, kv_bits).layers, min(T, lm.config.context)
+        found = []
+        for t in range(T):
+            where = lm.transformer.step_position(t, window)
+            hidden, text_logits, cache = lm.step(tokens[:, :, t], cache, where, window, condition)
+            mx.eval(hidden, text_logits, cache)
+            found.append((hidden, text_logits))
+        hidden, text_logits = (mx.stack(parts, axis=1) for parts in zip(*found, strict=True))
+        return hidden, text_logits
+
+    with mock.patch.object(lm, "forward_text", forward_text):
+        return predictions(lm, codes)
 
 
 def streams(path: Path | None, lm: LMModel, length: int, seed: int) -> mx.array:
@@ -126,32 +188,36 @@ def streams(path: Path | None, lm: LMModel, length: int, seed: int) -> mx.array:
     return mx.array(codes.astype(np.int32))
 
 
-def table_of(results: Sequence[Measured]) -> Table:
-    """One line a level."""
+def costs(results: Sequence[Measured]) -> Table:
+    """Memory and time, one line a variant."""
     table = Table(
-        "level", "file MB", "MB read a step", "MB at rest", "with full cache", "ms a step", "KL text", "KL audio",
-        "same top text", "same top audio: first", "mean", "last",
-    )  # fmt: skip
+        "level", "file, MB", "read a step, MB", "at rest, MB", "with full cache, MB", "ms a step", "with full cache, ms"
+    )
     for r in results:
-        audio = r.quality.audio_agreement
-        table.add_row(
-            r.level, *(f"{size / 1e6:,.1f}" for size in (r.file, r.read, r.at_rest, r.full)),
-            number(float(np.median(r.ms))), f"{r.quality.text_kl:.2e}",
-            f"{np.mean(r.quality.audio_kl):.2e}" if audio else "", f"{r.quality.text_agreement:.1%}",
-            *((f"{audio[0]:.1%}", f"{np.mean(audio):.1%}", f"{audio[-1]:.1%}") if audio else ("", "", "")),
-        )  # fmt: skip
+        sizes = [f"{size / 1e6:,.1f}" for size in (r.file, r.read, r.at_rest, r.full)]
+        table.add_row(str(r.variant), *sizes, *(number(float(np.median(times))) for times in (r.ms, r.full_ms)))
+    return table
+
+
+def qualities(results: Sequence[Measured]) -> Table:
+    """Divergence and agreement, one line a variant and one column a stream."""
+    streams = ["text", *(f"{k + 1}" for k in range(len(results[0].quality.audio_kl)))]
+    title = "KL divergence in nats, and same most likely token: text and every codebook"
+    table = Table("level", *streams, title=title, box=SIMPLE)
+    for r in results:
+        kl = [r.quality.text_kl, *r.quality.audio_kl]
+        agreement = [r.quality.text_agreement, *r.quality.audio_agreement]
+        table.add_row(str(r.variant), *(f"{x:.0e}\n{share:.0%}" for x, share in zip(kl, agreement, strict=True)))
     return table
 
 
 def plot(results: Sequence[Measured], path: Path, title: str) -> None:
     """Size against divergence, one point a level."""
-    from plots import new_axes, save
-
     figure, axes = new_axes(title, "file, MB", "KL divergence from bf16, nats")
     for r in results:
-        if r.quality.kl > 0 and r.level != "bf16":
+        if r.variant.stored and r.quality.kl > 0:
             axes.plot(r.file / 1e6, r.quality.kl, "o")
-            axes.annotate(r.level, (r.file / 1e6, r.quality.kl), xytext=(5, 5), textcoords="offset points")
+            axes.annotate(r.variant.level, (r.file / 1e6, r.quality.kl), xytext=(5, 5), textcoords="offset points")
     axes.set_yscale("log")
     save(figure, path)
 
@@ -168,28 +234,43 @@ def find(model: str, folder: Path) -> LMFile:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
-    parser.add_argument("model", help="bf16 model (folder, repository, nano), or random-256, random-512")
-    parser.add_argument("--levels", nargs="+", default=[*LEVELS, MIXED], help="levels or recipes (%(default)s)")
+    parser.add_argument("model", help="model (folder, repository, nano), or random-256, random-512")
+    default = [*LEVELS, MIXED]
+    parser.add_argument("--levels", nargs="+", help=f"of an unquantized model, levels or recipes ({default})")
+    parser.add_argument(
+        "--kv-bits", nargs="*", type=int, choices=KV_BITS, default=KV_BITS[::-1], help="of quantized caches"
+    )
     parser.add_argument("--streams", type=Path, metavar="NPY", help="tokens [batch, 1 + n_q, steps] to predict")
     parser.add_argument("--length", type=int, default=48, help="steps of generated streams (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of generated streams")
     parser.add_argument("--steps", type=int, default=30, help="steps to time (%(default)s)")
     parser.add_argument("--packed", action="store_true", help="keep weights packed on a CPU as well")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="size against divergence, PNG or SVG")
+    add_plot_option(parser, "size against divergence")
     chosen = parser.parse_args(arguments)
+    notes = []
     with tempfile.TemporaryDirectory() as folder:
         file = find(chosen.model, Path(folder))
-        need_floating_point(file)
+        if chosen.levels:
+            need_floating_point(file)
+        elif file.quantization and chosen.plot:
+            parser.error(f"--plot draws levels of an unquantized model; {chosen.model} is quantized already.")
+        variants = [Variant(level) for level in chosen.levels or ([STORED] if file.quantization else default)]
         original = load(file, None, packed=False)
         codes = streams(chosen.streams, original, chosen.length, chosen.seed)
         reference = predictions(original, codes)
+        try:
+            original.make_state(1, KV_BITS[0])
+            variants += [Variant(STORED if file.quantization else "bf16", bits) for bits in chosen.kv_bits]
+        except InputError as error:
+            notes.append(str(error))
         del original
-        results = [measure(file, level, reference, codes, chosen.packed) for level in chosen.levels]
-        at_once = sum(r.at_rest for r in results) < memory_bytes() // 8
-        times = in_turns(file, chosen.levels, chosen.packed, chosen.steps, at_once)
-    results = [replace(result, ms=ms) for result, ms in zip(results, times, strict=True)]
-    Console().print(table_of(results))
-    notes = [] if at_once else ["Levels were timed one after another, not in turns: compare times with care."]
+        results = [measure(file, variant, reference, codes, chosen.packed) for variant in variants]
+        at_once = sum(r.full for r in results) < memory_bytes() // 8
+        results = timed(file, results, chosen.packed, chosen.steps, at_once)
+    for table in (costs(results), qualities(results)):
+        Console().print(table)
+    if not at_once:
+        notes.append("Levels were timed one after another, not in turns: compare times with care.")
     if chosen.model.startswith("random-"):
         notes.append("Random weights: sizes and times are as of a trained model, divergences are not.")
     if chosen.plot:
@@ -202,8 +283,10 @@ def figures(results: Sequence[Measured]) -> list[Figure]:
     """What is compared across runs."""
     found: list[Figure] = []
     for r in results:
-        found.append(Figure.of(f"{r.level}: step", "ms", r.ms))
-        found.append(Figure.exact(f"{r.level}: KL", "nats", r.quality.kl))
+        found.append(Figure.of(f"{r.variant}: step", "ms", r.ms))
+        found.append(Figure.of(f"{r.variant}: step, full cache", "ms", r.full_ms))
+        found.append(Figure.exact(f"{r.variant}: memory, full cache", "MB", r.full / 1e6))
+        found.append(Figure.exact(f"{r.variant}: KL", "nats", r.quality.kl))
     return found
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/report.py                              random 7B models, 4 and 8 bits (13 GB of temporary files)
     python benchmarks/report.py kyutai/moshiko-mlx-q4 ...    models that are here or on the hub
-    python benchmarks/report.py random-512                   a small random model
+    python benchmarks/report.py random-512 nano              small ones, in a minute
 
 Takes whole steps (encode, language model, decode) at the beginning of a conversation and with a full cache, and prints
 a table in Markdown, ready to be pasted into an issue. The limit is what such a step reads, as this machine holds it, by
@@ -32,6 +32,7 @@ from traffic import Chooser, bandwidth, codec_bytes_read, kv_bytes, lm_bytes_rea
 from moshi_mlx.checkpoint import check_lm, resolve
 from moshi_mlx.config import FRAME_SIZE, LMConfig, MimiConfig
 from moshi_mlx.layers import arrays_of
+from moshi_mlx.lm.cache import KV_BITS
 
 SPEAKING = [name for name, config in SHAPES.items() if config["card"] == MimiConfig.published().bins]
 """Shapes that go with the published codec."""
@@ -73,25 +74,22 @@ def find(model: str, folder: Path) -> str | Path:
     return folder
 
 
-def measure(model: str, where: str | Path, steps: int) -> Row:
+def measure(model: str, where: str | Path, steps: int, kv_bits: int | None) -> Row:
     """Load a model and take its steps."""
     gc.collect()
     mx.clear_cache()
     before = mx.get_active_memory()
     moshi = moshi_mlx.load(where)
-    session = moshi.session(seed=0)
+    session = moshi.session(seed=0, kv_bits=kv_bits)
     start = step_ms(session, steps)
     # A full cache is read alike whatever it holds.
     session._gen.state.kv.offset = moshi.lm.config.context
     full = step_ms(session, steps)
     held = mx.get_active_memory() - before
     read, level = read_by(moshi, where)
-    item = moshi.lm.dtype.size
     config = moshi.lm.config
-    return Row(
-        model, level, read + kv_bytes(config, steps // 2, item), read + kv_bytes(config, config.context, item),
-        held, start, full,
-    )  # fmt: skip
+    first, last = (read + kv_bytes(config, n, moshi.lm.dtype, kv_bits) for n in (steps // 2, config.context))
+    return Row(model, level + (f"; {kv_bits}-bit cache" if kv_bits else ""), first, last, held, start, full)
 
 
 def step_ms(session: moshi_mlx.Session, steps: int) -> list[float]:
@@ -152,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("models", nargs="*", default=DEFAULT, help="folders, repositories or random-SHAPE[-BITS]")
     parser.add_argument("--steps", type=int, default=50, help="of each kind (%(default)s)")
+    parser.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize the cache")
     parser.add_argument("--folder", help="where to make random models (removed afterwards)")
     chosen = parser.parse_args(arguments)
     chip = this_chip()
@@ -159,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for model in chosen.models:
         with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
-            rows.append(measure(model, find(model, Path(folder)), chosen.steps))
+            rows.append(measure(model, find(model, Path(folder)), chosen.steps, chosen.kv_bits))
     figures = [Figure.exact("memory bandwidth", "GB/s", bytes_per_second / 1e9)]
     for row in rows:
         figures.append(Figure.of(f"{row.model}: step", "ms", row.start))

@@ -14,8 +14,10 @@ from common import Figure, options, report
 from limits import FRAME_MS, LEVELS, TIGHT, chips, gpu_share, need, verdict
 from rich.console import Console
 from rich.table import Table
+from traffic import kv_bytes
 
 from moshi_mlx.config import LMConfig
+from moshi_mlx.lm.cache import KV_BITS
 
 NOTES = (
     "[bold]These are limits, not measurements:[/] bytes read per step by the chip's stated bandwidth.",
@@ -29,17 +31,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--context", type=int, default=3000, help="steps in the cache (%(default)s: full, 4 minutes)")
     parser.add_argument("--levels", nargs="+", default=list(LEVELS))
+    parser.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize the cache, in all that follows from it")
     chosen = parser.parse_args(arguments)
     config = LMConfig.published()
-    needs = [need(config, level, chosen.context) for level in chosen.levels]
-    empty = [need(config, level, 0) for level in chosen.levels]
+    needs = [need(config, level, chosen.context, chosen.kv_bits) for level in chosen.levels]
+    empty = [need(config, level, 0, chosen.kv_bits) for level in chosen.levels]
 
     figures, details = [], {}
+    for bits in (None, *reversed(KV_BITS)):
+        cache = f"cache, {bits or 16} bits"
+        held, read = (kv_bytes(config, steps, bits=bits) for steps in (config.context, chosen.context))
+        figures.append(Figure.exact(f"{cache}: memory", "GB", held / 1e9))
+        figures.append(Figure.exact(f"{cache}: read per step", "GB", read / 1e9))
     for wanted in needs:
         figures.append(Figure.exact(f"{wanted.level}: file", "GB", wanted.file / 1e9))
         figures.append(Figure.exact(f"{wanted.level}: read per step", "GB", wanted.read / 1e9))
         figures.append(Figure.exact(f"{wanted.level}: memory, full context", "GB", wanted.held / 1e9))
-    table = Table("chip", "GB/s", *(wanted.level for wanted in needs), title="Lowest possible ms per step")
+    title = f"Lowest possible ms per step, cache of {chosen.kv_bits or 16} bits"
+    table = Table("chip", "GB/s", *(wanted.level for wanted in needs), title=title)
     for chip in chips():
         cells = []
         for wanted, at_start in zip(needs, empty, strict=True):
@@ -55,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
         table.add_row(chip.name, f"{chip.gb_per_s:g}", *cells)
     Console().print(table)
-    report(__doc__, chosen.json, figures, {"context": chosen.context, "chips": details}, NOTES)
+    report(
+        __doc__, chosen.json, figures, {"context": chosen.context, "kv_bits": chosen.kv_bits, "chips": details}, NOTES
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Takes 45,000 steps of a small random model (1 M weights, codec and all; its window of 250 steps fills after 20 s). Once
 the window is full a copy of the conversation is kept; at the end the copy, as old as it was then, and the conversation,
-an hour old, take steps in turns: other work on the machine meets both, so their ratio tells age from noise.
+an hour old, take steps in turns: other work on the machine meets both, so their ratio tells age from noise. All are
+medians, which a machine that pauses or is busy for a while doesn't move.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,17 @@ import moshi_mlx
 import mlx.core as mx  # isort: skip
 import numpy as np
 from common import Figure, options, ratios, report, resident_bytes
+from plots import add_plot_option, new_axes, save
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moshi_mlx.config import FRAME_SIZE
 
 LAST = 1000
 """Steps at the end, and right after the window filled, whose medians are compared."""
+
+FLAT = 1.05
+"""What may be at the end by what was right after the window filled."""
 
 _SAMPLE_EVERY = 50
 _TURN = 50
@@ -46,8 +53,8 @@ class Conversation:
     memory: list[tuple[int, int, int]] = field(default_factory=list)
 
 
-def run(session: moshi_mlx.Session, steps: int) -> Conversation:
-    """Take the steps."""
+def run(session: moshi_mlx.Session, steps: int, advance: Callable[[int], None]) -> Conversation:
+    """Take the steps; `advance` is told now and then how many were taken since it was last told."""
     context = session._moshi.lm.config.context
     seen = Conversation(session)
     noise = 0.1 * np.random.default_rng(0).standard_normal((64, FRAME_SIZE)).astype(np.float32)
@@ -60,6 +67,7 @@ def run(session: moshi_mlx.Session, steps: int) -> Conversation:
             seen.young = session.fork()
         if step % _SAMPLE_EVERY == 0:
             seen.memory.append((step, resident_bytes(), mx.get_active_memory()))
+            advance(_SAMPLE_EVERY)
     return seen
 
 
@@ -86,8 +94,6 @@ def _by(late: Sequence[float], early: Sequence[float]) -> float:
 
 def plot(times: Sequence[float], memory: Sequence[tuple[int, int, int]], path: Path) -> None:
     """Step time and memory over the conversation."""
-    from plots import new_axes, save
-
     figure, (upper, lower) = new_axes(
         f"{len(times) * 0.08 / 60:.0f} minutes of conversation", "minutes", "step, ms", rows=2
     )
@@ -111,7 +117,7 @@ def plot(times: Sequence[float], memory: Sequence[tuple[int, int, int]], path: P
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--steps", type=int, default=45_000, help="%(default)s: an hour")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="time and memory over the conversation, PNG or SVG")
+    add_plot_option(parser, "time and memory over the conversation")
     chosen = parser.parse_args(arguments)
     moshi = moshi_mlx.load("untrained")
     context = moshi.lm.config.context
@@ -120,21 +126,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--steps must be at least {2 * (context + 1)}: the window takes {context} steps to fill.")
     moshi.warm_up()
     session = moshi.session(seed=0)
-    seen = run(session, chosen.steps)
+    with _progress() as bar:
+        task = bar.add_task("Conversing", total=chosen.steps)
+        seen = run(session, chosen.steps, lambda steps: bar.advance(task, steps))
+        bar.update(task, description="Old and young in turns")
+        in_turns = age_ratios(session, seen.young, last)
     early, late = slice(context, context + last), slice(-last, None)
     memory = seen.memory
     filled = next(entry for entry in memory if entry[0] > context)
     figures = [
         Figure.of("step, right after the window filled", "ms", seen.ms[early]),
         Figure.of("step, at the end", "ms", seen.ms[late]),
-        Figure.exact("ratio of the two medians", "x", _by(seen.ms[late], seen.ms[early]), 1.05),
-        Figure.exact("the same, of processor time", "x", _by(seen.cpu_ms[late], seen.cpu_ms[early]), 1.05),
-        Figure.of("old by young, in turns", "x", age_ratios(session, seen.young, last), 1.05),
-        Figure.exact("memory of the process, at the end by when filled", "x", memory[-1][1] / filled[1], 1.05),
-        Figure.exact("memory that MLX holds, the same", "x", memory[-1][2] / filled[2], 1.05),
+        Figure.exact("ratio of the two medians", "x", _by(seen.ms[late], seen.ms[early]), FLAT),
+        Figure.exact("the same, of processor time", "x", _by(seen.cpu_ms[late], seen.cpu_ms[early]), FLAT),
+        Figure.of("old by young, in turns", "x", in_turns, FLAT),
+        Figure.exact("memory of the process, at the end by when filled", "x", memory[-1][1] / filled[1], FLAT),
+        Figure.exact("memory that MLX holds, the same", "x", memory[-1][2] / filled[2], FLAT),
     ]
+    verdict = verdict_on(figures)
     details: dict[str, Any] = {
         "steps": chosen.steps,
+        "verdict": verdict,
         "median_ms_by_thousandth": [
             statistics.median(part) for part in np.array_split(np.array(seen.ms), min(1000, chosen.steps // 10))
         ],
@@ -142,7 +154,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if chosen.plot:
         plot(seen.ms, memory, chosen.plot)
-    report(__doc__, chosen.json, figures, details)
+    report(__doc__, chosen.json, figures, details, [verdict])
+
+
+def verdict_on(figures: Sequence[Figure]) -> str:
+    """What the five ratios say."""
+    clock, processor, paired, *memory = [figure.reached for figure in figures if figure.at_most is not None]
+    if clock:
+        time = f"the last steps are within {FLAT - 1:.0%} of those right after the window filled"
+    elif paired or processor:
+        time = "the last steps are slower by the clock, for other work on the machine: not slower for their age"
+    else:
+        time = "the last steps are slower than those right after the window filled"
+    return f"Time: {time}. Memory: {'flat' if all(memory) else 'grows'}."
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Drawn rarely, as drawing takes time from the steps.
+    return Progress(*columns, console=Console(stderr=True), refresh_per_second=1)
 
 
 if __name__ == "__main__":

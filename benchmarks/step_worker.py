@@ -98,8 +98,15 @@ def _published_generator(weights: Path, dtype: Any = None) -> tuple[Any, int]:
     model = models.Lm(models.LmConfig.from_config_dict(config))
     if ".q" in weights.name:
         bits = int(weights.name.split(".q")[1].split(".")[0])
+        stored = mx.load(str(weights))
         model.set_dtype(mx.bfloat16)
-        nn.quantize(model, bits=bits, group_size=32 if bits == 4 else 64)
+
+        def as_stored(path: str, module: Any) -> dict[str, int] | bool:
+            # Groups of 64 don't divide every row of a narrow model; such rows have groups of 32.
+            scales = stored.get(f"{path}.scales")
+            return scales is not None and {"bits": bits, "group_size": module.weight.shape[1] // scales.shape[1]}
+
+        nn.quantize(model, class_predicate=as_stored)
     model.load_weights(str(weights), strict=True)
     # Of its ways to run on CPU the fastest: its quantized kernels, too, are fastest with float32 activations there.
     model.set_dtype(dtype or mx.float32)

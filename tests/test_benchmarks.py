@@ -3,11 +3,15 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
+from xml.etree import ElementTree
 
 import mlx.core as mx
 import numpy as np
@@ -16,14 +20,18 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import bars  # noqa: E402
 from common import Figure, question_of  # noqa: E402
 from graph_nodes import kernels_of_metal, nodes, watch  # noqa: E402
 from limits import chips, gpu_share, need, verdict  # noqa: E402
+from models import SHAPES, make_lm  # noqa: E402
 from traffic import kv_bytes, lm_bytes_held, lm_bytes_read  # noqa: E402
 
-from moshi_mlx.checkpoint import Recipe  # noqa: E402
+import moshi_mlx  # noqa: E402
+from moshi_mlx.checkpoint import Recipe, check_lm, kind_of  # noqa: E402
 from moshi_mlx.config import LMConfig  # noqa: E402
-from moshi_mlx.quality import Divergence  # noqa: E402
+from moshi_mlx.lm import KVCache  # noqa: E402
+from moshi_mlx.quality import Divergence, divergence, predictions  # noqa: E402
 
 
 def run(name: str, *arguments: str, result: Path) -> dict[str, Any]:
@@ -71,22 +79,52 @@ def test_more_bits_are_closer_to_the_original(tmp_path: Path) -> None:
     arguments = ["random-256", "--levels", "4", "8", "bf16", "--length", "8", "--steps", "5"]
     found = run("quantization", *arguments, result=tmp_path / "r.json")
     assert figure(found, "bf16: KL") < 1e-9 < figure(found, "8: KL") < figure(found, "4: KL")
-    four, eight, original = found["details"]["levels"]
-    assert four["file"] < eight["file"] < original["file"]
-    assert len(four["quality"]["audio_kl"]) == 8
+    caches = [figure(found, f"bf16, {bits}-bit cache: KL") for bits in (8, 4)]
+    assert 1e-9 < caches[0] < caches[1]
+    four, eight, original, cache_8, cache_4 = found["details"]["levels"]
+    assert four["file"] < eight["file"] < original["file"] == cache_8["file"]
+    assert cache_4["full"] < cache_8["full"] < original["full"]
+    assert cache_4["read"] < cache_8["read"] < original["read"]
+    for level in (four, cache_4):
+        assert len(level["quality"]["audio_kl"]) == len(level["quality"]["audio_agreement"]) == 8
+        assert level["quality"]["audio_agreement"][0] < 1
+    assert {len(level[times]) for level in found["details"]["levels"] for times in ("ms", "full_ms")} == {5}
+
+
+def test_without_quantizing_the_cache_steps_predict_what_a_whole_sequence_does() -> None:
+    from quantization import predictions_by_step
+
+    lm = moshi_mlx.load("untrained").lm
+    assert lm.config.context == 250
+    codes = mx.random.randint(0, 100, (1, 17, 300), key=mx.random.key(0))
+    close = divergence(predictions(lm, codes), predictions_by_step(lm, codes, None))
+    assert close.kl < 1e-6
+    assert close.text_agreement > 0.98
+
+
+def test_of_a_model_that_is_quantized_only_the_cache_is_varied(tmp_path: Path) -> None:
+    arguments = ["nano", "--kv-bits", "4", "--length", "4", "--steps", "5"]
+    found = run("quantization", *arguments, result=tmp_path / "r.json")
+    assert [level["variant"]["kv_bits"] for level in found["details"]["levels"]] == [None, 4]
+    assert figure(found, "as stored: KL") < 1e-9
 
 
 def test_limits_are_written_for_every_chip(tmp_path: Path) -> None:
-    found = run("roofline", result=tmp_path / "r.json")
+    found = run("roofline", "--kv-bits", "8", result=tmp_path / "r.json")
     assert figure(found, "4: file") == pytest.approx(4.8, abs=0.05), "the published 4-bit file has 4.8 GB"
     assert figure(found, "8: file") == pytest.approx(8.2, abs=0.05), "the published 8-bit file has 8.2 GB"
     assert set(found["details"]["chips"]) == {chip.name for chip in chips()}
     assert any("not measurements" in note for note in found["notes"])
+    assert figure(found, "cache, 16 bits: memory") == pytest.approx(1.573, abs=0.001)
+    assert figure(found, "cache, 8 bits: memory") == pytest.approx(1.573 / 16 * 8.5, abs=0.001)
+    expected = need(LMConfig.published(), "4", 3000, kv_bits=8).read / 1e9
+    assert figure(found, "4: read per step") == pytest.approx(expected)
 
 
 def test_a_report_is_ready_to_paste(tmp_path: Path) -> None:
-    found = run("report", "random-512-4", "--steps", "2", result=tmp_path / "r.json")
+    found = run("report", "random-512-4", "--steps", "2", "--kv-bits", "8", result=tmp_path / "r.json")
     table = found["details"]["markdown"].splitlines()
+    assert "8-bit cache" in table[-1]
     assert table[2].startswith("| model | level |")
     assert len({line.count("|") for line in table[2:]}) == 1
     assert figure(found, "random-512-4: step, full cache") > figure(found, "random-512-4: limit, full cache") > 0
@@ -95,6 +133,57 @@ def test_a_report_is_ready_to_paste(tmp_path: Path) -> None:
 def test_a_soak_compares_an_old_conversation_with_a_young_one(tmp_path: Path) -> None:
     found = run("soak", "--steps", "520", result=tmp_path / "r.json")
     assert figure(found, "memory that MLX holds, the same") < 1.05
+    assert found["details"]["verdict"].endswith("Memory: flat.")
+
+
+def test_a_soaks_verdict_tells_age_from_a_busy_machine() -> None:
+    from soak import verdict_on
+
+    def verdict(*ratios: float) -> str:
+        return verdict_on([Figure.exact("", "x", ratio, at_most=1.05) for ratio in ratios])
+
+    assert "within 5%" in verdict(1.0, 1.0, 1.0, 1.0, 1.0)
+    assert "other work" in verdict(1.6, 1.2, 1.0, 1.0, 1.0)
+    assert "are slower than" in verdict(1.6, 1.2, 1.2, 1.0, 1.0)
+    assert verdict(1.0, 1.0, 1.0, 1.3, 1.0).endswith("Memory: grows.")
+
+
+def test_an_eight_bit_model_has_smaller_groups_where_the_usual_ones_dont_divide_a_row(tmp_path: Path) -> None:
+    weights = make_lm(tmp_path, SHAPES["256"], 8)
+    quantization = check_lm(weights, LMConfig.from_dict(SHAPES["256"])).quantization
+    by_group = {how.group_size for how in quantization.values()}
+    assert by_group == {32, 64}
+    assert len(quantization) == sum(kind_of(name.removesuffix(".weight")) is not None for name in mx.load(str(weights)))
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng: apt-get install espeak-ng")
+def test_echo_is_measured(tmp_path: Path) -> None:
+    found = run("echo", "--rooms", "1", "--seconds", "6", result=tmp_path / "r.json")
+    assert figure(found, "untreated: ERLE, single talk") == pytest.approx(0, abs=1e-9)
+    assert figure(found, "moshi_mlx EchoCanceller: ERLE, single talk") > 15
+
+
+def test_echo_is_compared_with_webrtc() -> None:
+    from echo import OURS, WEBRTC, Result, figures
+
+    found = figures([Result(OURS, [30.0, 29.0, 20.0], [9.0, 8.0, 1.0]), Result(WEBRTC, [35.0] * 3, [6.0, 2.0, -1.0])])
+    reached = {one.name: (one.median, one.reached) for one in found if one.reached is not None}
+    assert reached == {
+        f"{OURS}: ERLE, single talk": (29.0, True),
+        "near-end SI-SDR: median above WebRTC's": (6.0, True),
+    }
+
+
+def test_latency_is_compared_round_by_round() -> None:
+    from audio_latency import delay_ms, figures
+
+    sound = np.random.default_rng(0).standard_normal(4800)
+    heard = np.concatenate([np.zeros(2400), sound, np.zeros(4800)])
+    assert delay_ms(sound, heard, 48_000)[0] == pytest.approx(50)
+    runs = {"AudioIO": [{"delay_ms": 100.0}, {"delay_ms": 90.0}], "sounddevice": [{"delay_ms": 200.0}] * 2}
+    found = {one.name: one for one in figures(runs)}
+    assert found["AudioIO / sounddevice"].median == pytest.approx(0.475)
+    assert found["AudioIO / sounddevice"].reached
 
 
 def test_loading_is_measured(tmp_path: Path) -> None:
@@ -108,18 +197,64 @@ def test_plots_are_drawn(tmp_path: Path) -> None:
     import soak
 
     quality = Divergence(0.1, 0.9, (0.2, 0.3), (0.8, 0.7))
-    levels = [quantization.Measured(name, size, size, size, size, quality) for name, size in (("4", 10), ("8", 20))]
+    levels = [
+        quantization.Measured(quantization.Variant(name), size, size, size, size, quality)
+        for name, size in (("4", 10), ("8", 20), ("bf16", 30))
+    ]
     quantization.plot(levels, tmp_path / "levels.svg", "levels")
     assert "levels" in (tmp_path / "levels.svg").read_text()
     soak.plot(np.linspace(5, 6, 700).tolist(), [(0, 100, 10), (600, 100, 10)], tmp_path / "soak.png")
     assert (tmp_path / "soak.png").stat().st_size > 1000
 
 
-def test_the_quick_set_writes_a_file_each(tmp_path: Path) -> None:
+def test_without_matplotlib_a_plot_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    import soak
+
+    with (
+        mock.patch("importlib.util.find_spec", return_value=None),
+        pytest.raises(SystemExit, match=r"^--plot needs matplotlib: \S+pip install matplotlib$"),
+    ):
+        soak.main(["--plot", "soak.png"])
+    assert capsys.readouterr().out == ""
+
+
+def test_ratios_are_drawn_with_target_and_limit(tmp_path: Path) -> None:
+    import run as quick_set
+
+    step = [
+        Figure.of("lm 512 q4: ours", "ms", [20.0, 22.0]),
+        Figure.of("lm 512 q4: peers", "ms", [50.0, 50.0]),
+        Figure.of("lm 512 q4: ratio", "x", [0.4, 0.44], at_most=0.4),
+        Figure.exact("lm 512 q4: limit", "ms", 10.0),
+    ]
+    mimi = [
+        Figure.of("rustymimi: encode + decode", "ms", [80.0]),
+        Figure.of("ours / rustymimi", "x", [0.5], at_most=0.65),
+        Figure.exact("limit: weights read once", "ms", 20.0),
+        Figure.of("ours / limit", "x", [2.0]),
+    ]
+    common = {"date": "2026-01-02T03:04:05", "machine": {"processor": "P&Q", "cpus": 2, "threads": 2, "mlx": "0"}}
+    common["machine"]["device"] = "CPU"
+    for name, figures, details in (("step", step, {"lm 512 q4": {}}), ("mimi", mimi, {})):
+        result = common | {"figures": [asdict(one) for one in figures], "details": details}
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    lm, codec = bars.ratio_bars(tmp_path).bars
+    assert (lm.name, lm.ratio, lm.limit, lm.target) == ("language model 512 wide, q4", pytest.approx(0.42), 0.2, 0.4)
+    assert (codec.name, codec.ratio, codec.limit, codec.target) == ("Mimi, by rustymimi", 0.5, 0.25, 0.65)
+    assert quick_set.main(["--results", str(tmp_path), "--plot", str(tmp_path / "docs" / "step.svg")]) == 0
+    drawn = ElementTree.parse(tmp_path / "docs" / "step.svg").getroot()
+    texts = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"language model 512 wide, q4", "0.42", "Mimi, by rustymimi", "0.50"} <= set(texts)
+    assert "P&Q, 2 CPUs, 2 threads, MLX 0 on CPU, 2026-01-02" in texts
+
+
+def test_the_quick_set_writes_a_file_each_and_a_table(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "run.py"), "--only", "roofline", "--results", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["roofline.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["roofline.json", "table.md"]
+    table = (tmp_path / "table.md").read_text()
+    assert "| `benchmarks/roofline.py` | 4: file | 4.81 GB |" in table
 
 
 # What they count.
@@ -171,6 +306,11 @@ def test_a_full_cache_of_the_7b_takes_1_57_gb() -> None:
     config = LMConfig.published()
     assert kv_bytes(config, 3000) == 1_572_864_000
     assert kv_bytes(config, 10_000) == kv_bytes(config, 3000)
+    # A scale and a bias of two bytes for every 64 numbers.
+    assert kv_bytes(config, 3000, bits=8) == 1_572_864_000 * (8 + 32 / 64) / 16
+    assert kv_bytes(config, 3000, bits=4) == 1_572_864_000 * (4 + 32 / 64) / 16
+    cache = KVCache.empty(2, (1, 4, 250, 64), mx.float32, 8)
+    assert kv_bytes(replace(config, dim=256, num_heads=4, num_layers=2), 250, mx.float32, 8) == cache.nbytes
 
 
 def test_a_verdict_follows_from_bandwidth_and_memory() -> None:
@@ -187,4 +327,6 @@ def test_quartiles_and_targets() -> None:
     assert (found.low, found.median, found.high, found.runs) == (0.5, 0.6, 0.7, 5)
     assert found.reached is True
     assert Figure.exact("count", "", 3, at_most=2).reached is False
+    assert Figure.exact("echo", "dB", 30, at_least=28).reached is True
+    assert Figure.exact("echo", "dB", 27, at_least=28).cells() == ["27 dB", "", "", ">= 28"]
     assert question_of("How many\nof them? And more.\n\nElse?") == "How many of them?"
