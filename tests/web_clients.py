@@ -17,6 +17,7 @@ import sphn
 from aiohttp import WSMsgType
 
 from moshi_mlx.config import FRAME_SIZE
+from moshi_mlx.session_batch import warm_up
 from moshi_mlx.web.access import Access
 from moshi_mlx.web.app import Server
 from moshi_mlx.web.limits import Limits
@@ -40,6 +41,8 @@ class House:
         self.worker.start()
         self.model = self.worker.call(lambda: moshi.load("untrained")).result()
         self.worker.call(self.model.warm_up).result()
+        self.worker.call(lambda: warm_up(self.model, 2)).result()
+        self.worker.batch_sizes = (2,)
         self.seed = 0
 
     def make_speaker(self) -> Any:

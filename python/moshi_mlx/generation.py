@@ -144,11 +144,16 @@ class LMGen:
     def _step(self, window: int) -> Callable[..., Any]:
         return lambda arrays, state: self.graph.step(arrays, state, window)
 
-    def begin(self, user_codes: Tokens | None = None, forced: Tokens | None = None) -> dict[str, Any]:
-        """The arrays that the step at hand takes; without a user stream's codes where a caller puts them in itself."""
+    def begin(
+        self, user_codes: Tokens | None = None, forced: Tokens | None = None, window: int | None = None
+    ) -> dict[str, Any]:
+        """The arrays that the step at hand takes; without a user stream's codes where a caller puts them in itself.
+
+        `window` is how much of the cache it reads, where that is more than it must.
+        """
         codes = None if user_codes is None else self._check(user_codes, self.lm.config.user_q, "user_codes")
         checked = None if forced is None else self._check(forced, 1 + self.lm.config.dep_q, "forced")
-        return self.graph.inputs(self.state, codes, checked, self._condition)
+        return self.graph.inputs(self.state, codes, checked, self._condition, window)
 
     def advance(self, arrays: StateArrays) -> None:
         """Take over the state that a step leaves; before the step is queued, or it will copy the cache it moves on."""

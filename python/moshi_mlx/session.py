@@ -89,6 +89,11 @@ class Session:
         """Seed of the sampling: the same seed and the same sound give the same conversation."""
         return self._gen.state.seed
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the language model's cache, which don't change and are nearly all that a session holds."""
+        return self._gen.state.kv.nbytes
+
     def step(self, pcm: npt.ArrayLike) -> Frame:
         """Hear a frame and speak one.
 
@@ -99,13 +104,7 @@ class Session:
             InputError: `pcm` has another shape or isn't finite.
         """
         started = time.perf_counter()
-        sound = np.ascontiguousarray(pcm, dtype=np.float32)
-        if sound.shape != (FRAME_SIZE,):
-            raise InputError(
-                f"pcm has shape {sound.shape}; expected [{FRAME_SIZE}] samples, a frame of 80 ms at 24 kHz."
-            )
-        if not np.isfinite(sound).all():
-            raise InputError("pcm holds NaN or infinity; expected samples in [-1, 1].")
+        sound = _checked(pcm)
         step = self.steps
         # Step 0 sees only initial tokens: its frame lies in the model's past, and the encoder starts with the next one.
         encode = step > 0
@@ -116,6 +115,10 @@ class Session:
         timings = Timings((time.perf_counter() - started) * 1e3, *parts)
         if not decode:
             return Frame(np.zeros(FRAME_SIZE, np.float32), "", None, timings, step)
+        return self._unpack(values, timings, step)
+
+    def _unpack(self, values: npt.NDArray[np.int32], timings: Timings, step: int) -> Frame:
+        """The frame in `values` [1 + dep_q + 1920]: tokens, then the bits of the samples."""
         tokens = values[:-FRAME_SIZE]
         return Frame(values[-FRAME_SIZE:].view(np.float32), self._text.push(int(tokens[0])), tokens, timings, step)
 
@@ -240,3 +243,12 @@ class Session:
         self._encoder, self._decoder = tree["encoder"], tree["decoder"]
         self._text.pending = bytes(about["pending"])
         self.dropped = about["dropped"]
+
+
+def _checked(pcm: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    sound = np.ascontiguousarray(pcm, dtype=np.float32)
+    if sound.shape != (FRAME_SIZE,):
+        raise InputError(f"pcm has shape {sound.shape}; expected [{FRAME_SIZE}] samples, a frame of 80 ms at 24 kHz.")
+    if not np.isfinite(sound).all():
+        raise InputError("pcm holds NaN or infinity; expected samples in [-1, 1].")
+    return sound

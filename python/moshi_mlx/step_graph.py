@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,12 +83,17 @@ class StepGraph:
         return next((w for w in self.windows if w > offset), self.windows[-1])
 
     def inputs(
-        self, state: GenState, codes: mx.array | None, forced: mx.array | None, condition: mx.array | None
+        self,
+        state: GenState,
+        codes: mx.array | None,
+        forced: mx.array | None,
+        condition: mx.array | None,
+        window: int | None = None,
     ) -> dict[str, Any]:
-        """The arrays that the step at hand takes beside the state."""
+        """The arrays that the step at hand takes beside the state; `window` is what it reads, if more than it must."""
         config, offset = self.lm.config, state.offset
         arrays: dict[str, Any] = {
-            "where": tuple(self.lm.transformer.step_position(offset, self.window(offset))),
+            "where": tuple(self.lm.transformer.step_position(offset, window or self.window(offset))),
             # A stream delayed by d holds initial tokens up to and including step d.
             "initial": mx.array(offset <= np.array(config.delays)),
         }
@@ -127,7 +132,7 @@ class StepGraph:
             streams = list(group)
             codes = arrays["codes"][:, streams[0] - first_user : streams[-1] + 1 - first_user]
             columns[now + delay] = _put(columns[now + delay], streams[0], codes)
-        tokens = mx.where(arrays["initial"], lm.initial_tokens(self.batch_size), columns[now])
+        tokens = mx.where(arrays["initial"], lm.initial_tokens(line.shape[0]), columns[now])
         where = StepPosition(*arrays["where"])
         hidden, text_logits, cache = lm.step(tokens, cache, where, window, arrays.get("condition"))
         text_token = sample(text_logits, self.text_sampling, arrays.get("text_noise")).astype(mx.int32)
@@ -152,6 +157,27 @@ class StepGraph:
         # The line moves on by a column; what the last one then holds is overwritten before it is read.
         line = mx.stack([*columns[1:], columns[0]], axis=2)
         return outputs, (cache, line)
+
+
+def joined_inputs(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `StepGraph.inputs` gave for several conversations, as inputs of one step in which each has its own place."""
+    joined = {name: mx.concatenate([row[name] for row in rows]) for name in rows[0] if name not in ("where", "initial")}
+    where = tuple(array for row in rows for array in row["where"])
+    return {**joined, "where": where, "initial": mx.stack([row["initial"] for row in rows])}
+
+
+def joined_states(rows: Sequence[StateArrays]) -> StateArrays:
+    """Several conversations' states as one of a batch; their caches stay where they are, side by side."""
+    layers = [tuple(itertools.chain(*kept)) for kept in zip(*(cache for cache, _ in rows), strict=True)]
+    return layers, mx.concatenate([line for _, line in rows])
+
+
+def parted_states(batch: StateArrays) -> list[StateArrays]:
+    """The states that `joined_states` put together."""
+    layers, line = batch
+    rows = line.shape[0]
+    size = len(layers[0]) // rows
+    return [([kept[r * size : (r + 1) * size] for kept in layers], line[r : r + 1]) for r in range(rows)]
 
 
 def queue(outputs: dict[str, mx.array], state: Any) -> dict[str, mx.array]:

@@ -102,19 +102,28 @@ class TemporalTransformer(nn.Module):
 
         Args:
             x: inputs, [B, 1, D].
-            cache: keys and values of every layer.
-            where: what depends on the step's number.
+            cache: keys and values of every layer; where rows have places of their own, each row's arrays in turn.
+            where: what depends on the step's number: one place for all rows, or one a row.
             window: how many of the cache's slots to read; all slots written so far must be among them.
 
         Returns:
             Hidden states [B, 1, D] and the moved-on cache.
         """
         new_cache = []
+        places = where.places
         for block, kept in zip(self.layers, cache, strict=True):
-            qkv = self._rotary(block.project(x), where.positions)
-            kept = put(kept, qkv[:, 1:], where.slot)
-            new_cache.append(kept)
-            x = block.finish(x, attend_cached(qkv[:, 0], kept, window, where.mask))
+            qkv = block.project(x)
+            parts = [qkv] if len(places) == 1 else mx.split(qkv, len(places))
+            size = len(kept) // len(places)
+            new_kept: LayerCache = ()
+            attended = []
+            for row, (place, part) in enumerate(zip(places, parts, strict=True)):
+                part = self._rotary(part, place.positions)
+                own = put(kept[row * size : (row + 1) * size], part[:, 1:], place.slot)
+                new_kept += own
+                attended.append(attend_cached(part[:, 0], own, window, place.mask))
+            new_cache.append(new_kept)
+            x = block.finish(x, attended[0] if len(places) == 1 else mx.concatenate(attended))
         return x, new_cache
 
     def step_position(self, offset: int, window: int) -> StepPosition:
@@ -124,11 +133,16 @@ class TemporalTransformer(nn.Module):
         return StepPosition(self._rotary.positions(offset, 1), slot, mask)
 
 
-class StepPosition(tuple[mx.array, mx.array, mx.array]):
-    """A step's rotary positions, cache slot and visible slots, as a tree of arrays."""
+class StepPosition(tuple[mx.array, ...]):
+    """A step's rotary positions, cache slot and visible slots, as a tree of arrays; of several rows, row after row."""
 
-    def __new__(cls, positions: mx.array, slot: mx.array, mask: mx.array) -> StepPosition:
-        return super().__new__(cls, (positions, slot, mask))
+    def __new__(cls, *arrays: mx.array) -> StepPosition:
+        return super().__new__(cls, arrays)
+
+    @property
+    def places(self) -> list[StepPosition]:
+        """The position of each row, or the one of all."""
+        return [StepPosition(*self[i : i + 3]) for i in range(0, len(self), 3)]
 
     @property
     def positions(self) -> mx.array:

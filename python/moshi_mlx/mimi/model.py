@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +18,7 @@ from .conv import Conv, Upsample
 from .inputs import check_codes, check_pcm
 from .quantizer import SplitQuantizer
 from .state import MimiState, Tree
-from .transformer import Transformer
+from .transformer import State, Transformer
 from .weights import locate, read_weights
 
 ArrayLike = mx.array | npt.NDArray[np.generic]
@@ -90,7 +91,7 @@ class Mimi:
     def latent_frame(self, pcm: mx.array, state: Tree) -> tuple[mx.array, Tree]:
         """As `encode_frame`, giving what the quantizer gets: [B, frames, dimension]."""
         x, tails = self._encoder(pcm.swapaxes(1, 2), state["tails"])
-        first = state["transformer"]["position"] == 0
+        first = _at_start(state["transformer"])
         x, transformer = self._encoder_transformer(x, state["transformer"])
         # Published: this convolution alone is padded with its first input instead of silence.
         tail = mx.where(first, x[:, :1], state["downsample"])
@@ -215,6 +216,13 @@ class Mimi:
             mx.eval(sound, state)
             pcm.append(sound)
         return mx.concatenate(pcm, axis=2)
+
+
+def _at_start(state: State) -> mx.array:
+    """Which rows' streams begin with this call, bool [1] or [B, 1, 1]."""
+    if isinstance(state, list):
+        return (mx.concatenate([row["position"] for row in state]) == 0)[:, None, None]
+    return cast(mx.array, state["position"] == 0)
 
 
 def _arrays(part: object) -> Iterator[mx.array]:

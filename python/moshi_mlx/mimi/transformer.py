@@ -73,6 +73,10 @@ def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
     return out.swapaxes(1, 2).reshape(B, T, -1)
 
 
+# What depends on a stream's position: the ring's slot to write, rotary phases, the mask of what is seen.
+Place = tuple[mx.array, mx.array, mx.array]
+
+
 class Block:
     """One transformer layer."""
 
@@ -87,24 +91,31 @@ class Block:
         self.linear1 = tensors[f"{prefix}.linear1.weight"]
         self.linear2 = scale2 * tensors[f"{prefix}.linear2.weight"]
 
-    def __call__(
-        self, x: mx.array, ring: mx.array, slot: mx.array, phases: mx.array, mask: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        """`x` [B, T, D], `ring` [B, 2H, slots, head_dim]; keys and values of `x` go to `slot` and after."""
+    def __call__(self, x: mx.array, rings: list[mx.array], places: list[Place]) -> tuple[mx.array, list[mx.array]]:
+        """Continue `x` [B, T, D]: one ring [B, 2H, slots, head_dim] and place for all rows, or one of each a row."""
         B, T, _ = x.shape
         H = self.num_heads
-        qkv = linear(mx.fast.layer_norm(x, *self.norm1, _EPS), self.in_proj)
-        qkv = rotate(qkv.reshape(B, T, 3, H, -1), phases).reshape(B, T, 3 * H, -1).swapaxes(1, 2)
-        ring = mx.slice_update(ring, qkv[:, H:], slot, axes=[2])
-        x = x + linear(attend(qkv[:, :H], ring[:, :H], ring[:, H:], mask), self.out_proj)
+        qkv = linear(mx.fast.layer_norm(x, *self.norm1, _EPS), self.in_proj).reshape(B, T, 3, H, -1)
+        parts = [qkv] if len(rings) == 1 else mx.split(qkv, len(rings))
+        following, attended = [], []
+        for part, ring, (slot, phases, mask) in zip(parts, rings, places, strict=True):
+            part = rotate(part, phases).reshape(part.shape[0], T, 3 * H, -1).swapaxes(1, 2)
+            ring = mx.slice_update(ring, part[:, H:], slot, axes=[2])
+            following.append(ring)
+            attended.append(attend(part[:, :H], ring[:, :H], ring[:, H:], mask))
+        x = x + linear(attended[0] if len(rings) == 1 else mx.concatenate(attended), self.out_proj)
         hidden = linear(mx.fast.layer_norm(x, *self.norm2, _EPS), self.linear1)
-        return x + linear(gelu(hidden), self.linear2), ring
+        return x + linear(gelu(hidden), self.linear2), following
 
 
 def _scale_queries(in_proj: mx.array, num_heads: int) -> mx.array:
     width = in_proj.shape[1]
     queries, others = mx.split(in_proj, [width])
     return mx.concatenate([queries * (width // num_heads) ** -0.5, others])
+
+
+# A transformer's state, or a list of such, one a row.
+State = dict[str, Any] | list[dict[str, Any]]
 
 
 class Transformer:
@@ -125,18 +136,22 @@ class Transformer:
         rings = [mx.zeros(shape, dtype=self.dtype) for _ in self.blocks]
         return {"position": mx.zeros((1,), dtype=mx.int32), "rings": rings}
 
-    def __call__(self, x: mx.array, state: dict[str, Any]) -> tuple[mx.array, dict[str, Any]]:
-        """Continue `state` with `x` [B, T, D]."""
+    def __call__(self, x: mx.array, state: State) -> tuple[mx.array, State]:
+        """Continue `state` with `x` [B, T, D]; a list of states has one for each row, at a position of its own."""
         T = x.shape[1]
-        position, rings = state["position"], state["rings"]
-        if rings:
-            slots = rings[0].shape[2]
-            phases = self.rotary.phases(position + mx.arange(T, dtype=mx.int32))
-            seen = visible(position, T, slots, self.config.context)
-            mask = mx.where(seen, 0, _UNSEEN).astype(x.dtype)
-            slot = position % slots
+        states = state if isinstance(state, list) else [state]
+        places = [self._place(s["position"], T, s["rings"][0].shape[2], x.dtype) for s in states if s["rings"]]
         following = []
-        for block, ring in zip(self.blocks, rings, strict=True):
-            x, ring = block(x, ring, slot, phases, mask)
-            following.append(ring)
-        return x, {"position": position + T, "rings": following}
+        for i, block in enumerate(self.blocks):
+            x, rings = block(x, [s["rings"][i] for s in states], places)
+            following.append(rings)
+        moved = [
+            {"position": s["position"] + T, "rings": [rings[row] for rings in following]}
+            for row, s in enumerate(states)
+        ]
+        return x, moved if isinstance(state, list) else moved[0]
+
+    def _place(self, position: mx.array, T: int, slots: int, dtype: mx.Dtype) -> Place:
+        phases = self.rotary.phases(position + mx.arange(T, dtype=mx.int32))
+        seen = visible(position, T, slots, self.config.context)
+        return position % slots, phases, mx.where(seen, 0, _UNSEEN).astype(dtype)

@@ -77,6 +77,8 @@ class Server:
         self.metrics = metrics
         self.access = access or Access()
         self.desk = Desk(worker, make_speaker, self.limits, self.metrics)
+        about = "Frames that were stepped together with those of other conversations."
+        metrics.gauge("moshi_frames_together_total", about, lambda: worker.together, kind="counter")
         self._connections: set[Connection] = set()
         self._listening: list[asyncio.AbstractServer] = []
         self._runner: web.AppRunner | None = None

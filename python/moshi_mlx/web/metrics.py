@@ -42,7 +42,7 @@ class Metrics:
         self.wait_seconds = Histogram("moshi_lag_seconds", "Time that a user's frame waited for its step.")
         self._counts: dict[str, int] = {}
         self._about: dict[str, str] = {}
-        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._gauges: dict[str, tuple[str, str, Callable[[], float]]] = {}
         for name, about in (
             ("moshi_connections_total", "Connections that were answered."),
             ("moshi_sessions_started_total", "Conversations begun."),
@@ -64,14 +64,14 @@ class Metrics:
         """Raise a counter of this class; called in the network's thread only."""
         self._counts[name] += count
 
-    def gauge(self, name: str, about: str, read: Callable[[], float]) -> None:
-        """Tell a value that is read anew each time."""
-        self._gauges[name] = (about, read)
+    def gauge(self, name: str, about: str, read: Callable[[], float], kind: str = "gauge") -> None:
+        """Tell a value that is read anew each time; `kind` is "counter" where it only grows."""
+        self._gauges[name] = (about, kind, read)
 
     def text(self) -> str:
         lines: list[str] = []
         for name, count in self._counts.items():
             lines += [f"# HELP {name} {self._about[name]}", f"# TYPE {name} counter", f"{name} {count}"]
-        for name, (about, read) in self._gauges.items():
-            lines += [f"# HELP {name} {about}", f"# TYPE {name} gauge", f"{name} {read():g}"]
+        for name, (about, kind, read) in self._gauges.items():
+            lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}", f"{name} {read():g}"]
         return "\n".join([*lines, *self.step_seconds.lines(), *self.wait_seconds.lines(), ""])

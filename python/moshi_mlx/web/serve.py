@@ -9,27 +9,21 @@ import os
 import signal
 import socket
 import ssl
-import statistics
 import sys
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.console import Console
 
 from ..cli.options import load_model, sampling
-from ..config import FRAME_SIZE
 from .access import Access, is_local, make_token
 from .app import PortError, Server
+from .batching import measure, most_in_memory
 from .limits import Limits
 from .metrics import Metrics
 from .pages import BUILT, Pages
 from .tls import load_context, outward_address, own_certificate
-from .worker import FRAME_SECONDS, Worker
-
-if TYPE_CHECKING:
-    from ..moshi import Moshi
+from .worker import Worker
 
 MOST_SESSIONS = 8
 """Conversations at once where the machine would keep up with more and nobody said how many."""
@@ -52,18 +46,16 @@ def serve(args: argparse.Namespace) -> int:
     try:
         # MLX's arrays belong to the thread that made them, so the model is loaded where it runs.
         moshi = worker.call(lambda: load_model(args, console)).result()
-        step = worker.call(lambda: _warm_up(moshi, args)).result()
-        seats = args.max_sessions or max(1, min(MOST_SESSIONS, int(0.85 * FRAME_SECONDS / step)))
+        settings = sampling(args)
+        most = args.max_sessions or worker.call(lambda: min(MOST_SESSIONS, most_in_memory(moshi, **settings))).result()
+        times = worker.call(lambda: measure(moshi, most, **settings)).result()
+        worker.batch_sizes = times.sizes
+        seats = args.max_sessions or times.held(most)
         limits = Limits(
             max_sessions=seats, max_waiting=args.max_waiting, session_seconds=60 * args.session_minutes or 1e9
         )
-        console.print(
-            f"A step takes {step * 1e3:.0f} of {FRAME_SECONDS * 1e3:.0f} ms; conversations at once: {seats}.",
-            style="dim",
-            highlight=False,
-        )
+        console.print(f"{times} Conversations at once: {seats}.", style="dim", highlight=False)
         access = Access(None if is_local(host) else make_token(), frozenset(args.allow_origin))
-        settings = sampling(args)
         name = moshi.name or str(args.model or "moshi")
         server = Server(worker, lambda: moshi.session(seed=args.seed, **settings), metrics, name, limits, access, pages)
         asyncio.run(_run(server, args, host, tls, access, console))
@@ -78,14 +70,6 @@ def _check_port(host: str, port: int) -> None:
         socket.create_server((host, port)).close()
     except (OSError, OverflowError) as error:
         raise PortError.at(host, port, error if isinstance(error, OSError) else OSError(str(error))) from error
-
-
-def _warm_up(moshi: Moshi, args: argparse.Namespace) -> float:
-    """Build what conversations need; returns how many seconds one of their steps takes."""
-    moshi.warm_up(**sampling(args))
-    session = moshi.session(seed=0, **sampling(args))
-    silence = np.zeros(FRAME_SIZE, np.float32)
-    return statistics.median([session.step(silence).timings.total_ms for _ in range(20)][4:]) / 1e3
 
 
 async def _run(

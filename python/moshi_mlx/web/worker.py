@@ -1,7 +1,7 @@
-"""The one thread that runs the model: conversations take turns, a frame each.
+"""The one thread that runs the model: conversations take turns, a frame each, several at a time where that is faster.
 
-Conversations begin at different times, and a batched step needs rows that stand at one position of the cache, so they
-take turns; `benchmarks/serve.py` measures how many that holds in real time, and what batches would change.
+Nobody is waited for: a batch is made of the conversations that have a frame ready when the step before ends, so the
+busier the machine, the larger the batches. `benchmarks/serve.py` measures how many that holds in real time.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
@@ -19,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import FRAME_SIZE, SAMPLE_RATE
-from ..session import Frame
+from ..errors import InputError
+from ..session import Frame, Session
+from ..session_batch import batch_key, step_together
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +111,22 @@ class Conversation:
         self.steps = 0
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """A conversation's frame that is to be stepped; `waited` is for how many seconds it has been ready."""
+
+    conversation: Conversation
+    pcm: Sound
+    waited: float
+
+
 class Worker:
-    """A thread that owns the model: every call into MLX is made there, one at a time."""
+    """A thread that owns the model: every call into MLX is made there, one at a time.
+
+    Attributes:
+        batch_sizes: how many conversations to step together, ascending; with none, each is stepped alone.
+        together: frames that were stepped together with others so far.
+    """
 
     def __init__(self, observe: Callable[[float, float], None] = lambda step, waited: None):
         self._observe = observe
@@ -117,6 +134,8 @@ class Worker:
         self._jobs: deque[Callable[[], None]] = deque()
         self._turn: deque[Conversation] = deque()
         self._stopping = False
+        self.batch_sizes: tuple[int, ...] = ()
+        self.together = 0
         self._thread = threading.Thread(target=self._run, name="moshi-model", daemon=True)
 
     @property
@@ -179,15 +198,28 @@ class Worker:
             while not self._stopping:
                 if self._jobs:
                     return self._jobs.popleft()
-                for _ in range(len(self._turn)):
-                    conversation = self._turn[0]
-                    self._turn.rotate(-1)
-                    taken = conversation.inbox.take(time.monotonic())
-                    if taken is not None:
-                        pcm, waited = taken
-                        return lambda c=conversation, p=pcm, w=waited: self._step(c, p, w)  # type: ignore[misc]
+                if turns := self._take():
+                    return lambda: self._step(turns)
                 self._ready.wait()
         return None
+
+    def _take(self) -> list[_Turn]:
+        """The frames to step next: that of the conversation whose turn it is, and of those that go together with it."""
+        ready = [conversation for conversation in self._turn if len(conversation.inbox)]
+        if not ready:
+            return []
+        if (key := _key(ready[0])) is not None:
+            ready = [conversation for conversation in ready if _key(conversation) is key]
+            ready = ready[: largest(self.batch_sizes, len(ready))]
+        else:
+            ready = ready[:1]
+        turns = []
+        for conversation in ready:
+            self._turn.remove(conversation)
+            self._turn.append(conversation)
+            if (taken := conversation.inbox.take(time.monotonic())) is not None:
+                turns.append(_Turn(conversation, *taken))
+        return turns
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
@@ -198,24 +230,58 @@ class Worker:
         if clear := getattr(mx, "clear_streams", None):
             clear()
 
-    def _step(self, conversation: Conversation, pcm: Sound, waited: float) -> None:
-        inbox = conversation.inbox
-        dropped = inbox.dropped
+    def _step(self, turns: list[_Turn]) -> None:
+        heard = [self._heard(turn.conversation) for turn in turns]
+        started = time.monotonic()
+        try:
+            frames = _frames(turns)
+        except Exception as error:
+            if len(turns) > 1 and isinstance(error, InputError):
+                # One of them is at fault, and none has changed.
+                for turn in turns:
+                    self._step([turn])
+            else:
+                self._fail(turns, error)
+            return
+        seconds = time.monotonic() - started
+        if len(turns) > 1:
+            self.together += len(turns)
+        for turn, frame, samples in zip(turns, frames, heard, strict=True):
+            turn.conversation.steps += 1
+            self._observe(seconds, turn.waited)
+            if (on_frame := turn.conversation.on_frame) is not None:
+                on_frame(frame, samples, turn.waited)
+
+    def _heard(self, conversation: Conversation) -> int:
+        """Frames that the conversation's client has sent up to this step; tells the session which were dropped."""
+        dropped = conversation.inbox.dropped
         if dropped > conversation.told_dropped:
             conversation.speaker.note_dropped(dropped - conversation.told_dropped)
             conversation.told_dropped = dropped
-        heard = inbox.heard + dropped
-        started = time.monotonic()
-        try:
-            frame = conversation.speaker.step(pcm)
-        except Exception as error:
-            log.exception("a step failed; its conversation ends")
-            on_error = conversation.on_error
-            self.remove(conversation)
+        return conversation.inbox.heard + dropped
+
+    def _fail(self, turns: list[_Turn], error: Exception) -> None:
+        """End the conversations of a step that failed."""
+        log.error("a step failed; its conversations end", exc_info=error)
+        for turn in turns:
+            on_error = turn.conversation.on_error
+            self.remove(turn.conversation)
             if on_error is not None:
                 on_error(error)
-            return
-        conversation.steps += 1
-        self._observe(time.monotonic() - started, waited)
-        if (on_frame := conversation.on_frame) is not None:
-            on_frame(frame, heard, waited)
+
+
+def largest(sizes: Sequence[int], count: int) -> int:
+    """The largest of `sizes` that `count` conversations fill, 1 where there is none."""
+    return max((size for size in sizes if size <= count), default=1)
+
+
+def _key(conversation: Conversation) -> object | None:
+    speaker = conversation.speaker
+    return batch_key(speaker) if isinstance(speaker, Session) else None
+
+
+def _frames(turns: list[_Turn]) -> list[Frame]:
+    if len(turns) == 1:
+        return [turns[0].conversation.speaker.step(turns[0].pcm)]
+    sessions = [turn.conversation.speaker for turn in turns if isinstance(turn.conversation.speaker, Session)]
+    return step_together(sessions, [turn.pcm for turn in turns])
