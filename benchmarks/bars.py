@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 # Read well on white and on black.
-_TEXT, _BAR, _TARGET = "#768390", "#4393d6", "#d9782d"
+_TEXT, _TARGET, _LIMIT = "#768390", "#d9782d", "#2da44e"
+_BAR = 'fill="#4393d6" fill-opacity="0.6"'
 
 _WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 760, 250, 60, 26, 58
 
@@ -104,7 +105,7 @@ def draw(chart: Chart, path: Path) -> None:
         middle = top + 9
         parts += [
             f'<text x="{_LEFT - 8}" y="{middle + 5}" text-anchor="end">{escape(bar.name)}</text>',
-            f'<rect x="{_LEFT}" y="{top}" width="{x(bar.ratio) - _LEFT:.1f}" height="18" fill="{_BAR}"/>',
+            f'<rect x="{_LEFT}" y="{top}" width="{x(bar.ratio) - _LEFT:.1f}" height="18" {_BAR}/>',
             f'<path d="M{x(bar.low)} {middle}H{x(bar.high)}" stroke="{_TEXT}" stroke-width="2"/>',
             _limit(x(bar.limit), top),
             f'<text x="{_WIDTH - 8}" y="{middle + 5}" text-anchor="end">{bar.ratio:.2f}</text>',
@@ -118,7 +119,7 @@ def draw(chart: Chart, path: Path) -> None:
 
 def _key() -> Sequence[str]:
     return (
-        f'<rect x="{_LEFT}" y="32" width="18" height="10" fill="{_BAR}"/>'
+        f'<rect x="{_LEFT}" y="32" width="18" height="10" {_BAR}/>'
         f'<text x="{_LEFT + 24}" y="42" font-size="11">measured (line: quartiles)</text>',
         _target(_LEFT + 190, 28) + f'<text x="{_LEFT + 198}" y="42" font-size="11">target</text>',
         _limit(_LEFT + 252, 28) + f'<text x="{_LEFT + 260}" y="42" font-size="11">memory read once</text>',
@@ -130,4 +131,4 @@ def _target(x: float, top: float) -> str:
 
 
 def _limit(x: float, top: float) -> str:
-    return f'<path d="M{x} {top - 2}v22" stroke="{_TEXT}" stroke-width="2" stroke-dasharray="3 2"/>'
+    return f'<path d="M{x} {top - 2}v22" stroke="{_LIMIT}" stroke-width="3" stroke-dasharray="4 2"/>'

@@ -34,7 +34,7 @@ QUICK: dict[str, list[str]] = {
     "quantization": ["random-256", "--steps", "15", "--length", "24"],
     "roofline": [],
     "report": ["random-512-4", "--steps", "20"],
-    "soak": ["--steps", "3000"],
+    "soak": ["--steps", "2000"],
 }
 """Benchmarks and how they are called."""
 
