@@ -1,6 +1,7 @@
 """What does a quantization level of the weights or of the KV cache cost, and what does it cost in quality?
 
     python benchmarks/quantization.py MODEL [--levels 4 8 mxfp4 '4,attention=8'] [--kv-bits 8 4] [--plot FILE.png]
+    python benchmarks/quantization.py nano --speech tests/data/spoken/hours.wav
 
 For each level, and for the unquantized model with a quantized cache: size of the file, bytes read per step with a full
 cache, memory at rest and with a full cache, milliseconds per step with an empty and with a full cache, and how far the
@@ -36,7 +37,7 @@ from traffic import Chooser, kv_bytes, lm_bytes_held, lm_bytes_read
 
 from moshi_mlx.checkpoint import LMFile, Recipe, check_lm, load_lm_tensors, resolve
 from moshi_mlx.checkpoint.saving import need_floating_point
-from moshi_mlx.config import LMConfig
+from moshi_mlx.config import SAMPLE_RATE, LMConfig
 from moshi_mlx.errors import InputError
 from moshi_mlx.lm import LMModel
 from moshi_mlx.lm.cache import KV_BITS
@@ -44,6 +45,7 @@ from moshi_mlx.lm.model import LMOutput
 from moshi_mlx.lm.weights import build
 from moshi_mlx.precision import Precision, choose_precision
 from moshi_mlx.quality import Divergence, divergence, generate_streams, predictions
+from moshi_mlx.sound import load_sound
 
 MIXED = "4,attention=8,heads=8"
 
@@ -51,6 +53,9 @@ STORED = "as stored"
 
 _TURN = 5
 """Steps that a level takes at a time."""
+
+_LISTENING = 6
+"""Seconds that a model may answer speech in."""
 
 
 @dataclass(frozen=True)
@@ -178,14 +183,23 @@ def predictions_by_step(lm: LMModel, codes: mx.array, kv_bits: int | None) -> LM
         return predictions(lm, codes)
 
 
-def streams(path: Path | None, lm: LMModel, length: int, seed: int) -> mx.array:
-    """Token streams int32 [B, 1 + n_q, T]: those in a .npy file, or what the model makes of itself."""
-    if path is None:
-        return generate_streams(lm, length, seed=seed)
+def stored_streams(path: Path, config: LMConfig) -> mx.array:
+    """Token streams int32 [B, 1 + n_q, T] of a .npy file."""
     codes = np.load(path)
-    if codes.ndim != 3 or codes.shape[1] != lm.config.n_q + 1:
-        raise SystemExit(f"{path} holds {list(codes.shape)}; expected [batch, {lm.config.n_q + 1}, steps].")
+    if codes.ndim != 3 or codes.shape[1] != config.n_q + 1:
+        raise SystemExit(f"{path} holds {list(codes.shape)}; expected [batch, {config.n_q + 1}, steps].")
     return mx.array(codes.astype(np.int32))
+
+
+def answer_streams(model: str, speech: Path, seed: int) -> mx.array:
+    """Token streams int32 [1, 1 + n_q, T] of a conversation: what is said in a sound file, and what the model says."""
+    moshi = moshi_mlx.load(model)
+    pcm = np.pad(load_sound(speech), (0, _LISTENING * SAMPLE_RATE))
+    heard = np.array(moshi.mimi.encode(pcm[None, None]))[:, : moshi.lm.config.user_q]
+    generator = moshi_mlx.LMGen(moshi.lm, seed=seed)
+    steps = [generator.step(heard[:, :, t]) for t in range(heard.shape[2])]
+    said = np.stack([np.array(tokens) for tokens in steps if tokens is not None], axis=2)
+    return mx.array(np.concatenate([said, heard[:, :, : said.shape[2]]], axis=1).astype(np.int32))
 
 
 def costs(results: Sequence[Measured]) -> Table:
@@ -203,11 +217,13 @@ def qualities(results: Sequence[Measured]) -> Table:
     """Divergence and agreement, one line a variant and one column a stream."""
     streams = ["text", *(f"{k + 1}" for k in range(len(results[0].quality.audio_kl)))]
     title = "KL divergence in nats, and same most likely token: text and every codebook"
-    table = Table("level", *streams, title=title, box=SIMPLE)
+    table = Table("level", *streams, title=title, box=SIMPLE, collapse_padding=True, pad_edge=False)
     for r in results:
         kl = [r.quality.text_kl, *r.quality.audio_kl]
         agreement = [r.quality.text_agreement, *r.quality.audio_agreement]
-        table.add_row(str(r.variant), *(f"{x:.0e}\n{share:.0%}" for x, share in zip(kl, agreement, strict=True)))
+        table.add_row(
+            str(r.variant), *(f"{max(x, 0):.0e}\n{share:.0%}" for x, share in zip(kl, agreement, strict=True))
+        )
     return table
 
 
@@ -240,8 +256,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--kv-bits", nargs="*", type=int, choices=KV_BITS, default=KV_BITS[::-1], help="of quantized caches"
     )
-    parser.add_argument("--streams", type=Path, metavar="NPY", help="tokens [batch, 1 + n_q, steps] to predict")
-    parser.add_argument("--length", type=int, default=48, help="steps of generated streams (%(default)s)")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--streams", type=Path, metavar="NPY", help="tokens [batch, 1 + n_q, steps] to predict")
+    given.add_argument("--speech", type=Path, metavar="FILE", help="predict a conversation: this, and the answer to it")
+    parser.add_argument("--length", type=int, default=48, help="steps of streams made of nothing (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of generated streams")
     parser.add_argument("--steps", type=int, default=30, help="steps to time (%(default)s)")
     parser.add_argument("--packed", action="store_true", help="keep weights packed on a CPU as well")
@@ -256,7 +274,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--plot draws levels of an unquantized model; {chosen.model} is quantized already.")
         variants = [Variant(level) for level in chosen.levels or ([STORED] if file.quantization else default)]
         original = load(file, None, packed=False)
-        codes = streams(chosen.streams, original, chosen.length, chosen.seed)
+        if chosen.streams:
+            codes = stored_streams(chosen.streams, file.config)
+        elif chosen.speech:
+            codes = answer_streams(chosen.model, chosen.speech, chosen.seed)
+        else:
+            codes = generate_streams(original, chosen.length, seed=chosen.seed)
         reference = predictions(original, codes)
         try:
             original.make_state(1, KV_BITS[0])
