@@ -28,12 +28,12 @@ RESULTS = HERE / "results"
 
 QUICK: dict[str, list[str]] = {
     "dispatches": [],
-    "step": ["--rounds", "8", "--steps", "15", "--session-levels", "float32"],
+    "step": ["--rounds", "8", "--steps", "12", "--session-levels", "float32"],
     "mimi": ["--rounds", "6", "--frames", "5"],
     "load": ["--runs", "2"],
     "quantization": ["random-256", "--steps", "15", "--length", "24"],
     "roofline": [],
-    "report": ["random-512-4", "--steps", "20"],
+    "report": ["random-512-4", "--steps", "15"],
     "soak": ["--steps", "2000"],
 }
 """Benchmarks and how they are called."""
