@@ -1,11 +1,11 @@
-"""How many conversations does this machine hold in real time, and would batched steps hold more?
+"""How many conversations does this machine hold in real time, stepped together and in turns?
 
 The command as users start it, in a process of its own, and N clients that send silence and noise at the pace of
 speech, as apps do (/api/stream). Told for each N: how much of what they said was answered, how long that took, frames
 dropped, how even the clients were served, the server's memory. Eight clients for five minutes:
---sessions 8 --seconds 300.
+--sessions 8 --seconds 300. The same with a server that steps one conversation at a time.
 
-Beside it, one step of the language model for B conversations at once against B steps of one each, in turns.
+Beside it, one step of B conversations together against B steps of one each, in turns, without a server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +25,19 @@ from typing import Any
 import aiohttp
 import numpy as np
 from common import Figure, options, report
-from models import SHAPES, make_lm
 
+import moshi_mlx
 from moshi_mlx.config import FRAME_SIZE
-from moshi_mlx.generation import LMGen
-from moshi_mlx.lm import LMModel
+from moshi_mlx.session_batch import ready_sessions, step_together
 from moshi_mlx.web.worker import FRAME_SECONDS
+
+IN_TURNS = """
+from moshi_mlx.web import batching
+batching.SIZES = ()
+from moshi_mlx.local_web import main
+raise SystemExit(main())
+"""
+"""The server's command, with no batch to try."""
 
 
 @dataclass
@@ -91,8 +97,8 @@ def resident_mb(process: int) -> float:
     return int(shown.stdout) / 1024
 
 
-async def load(url: str, process: int, sessions: int, seconds: float) -> tuple[list[Client], list[float]]:
-    """N clients at once, and the server's memory every second."""
+async def load(url: str, process: int, sessions: int, seconds: float) -> tuple[list[Client], list[float], float]:
+    """N clients at once, the server's memory every second, and which part of all frames was stepped with others."""
     memory: list[float] = []
 
     async def watch() -> None:
@@ -106,32 +112,34 @@ async def load(url: str, process: int, sessions: int, seconds: float) -> tuple[l
         clients = await asyncio.gather(*(converse(http, url, seconds, index) for index in range(sessions)))
         await asyncio.sleep(1.2)
         watching.cancel()
-    return list(clients), memory
+        async with http.get(f"{url}/metrics") as answer:
+            told = dict(re.findall(r"^(\w+) (\S+)$", await answer.text(), re.M))
+    return list(clients), memory, float(told["moshi_frames_together_total"]) / float(told["moshi_step_seconds_count"])
 
 
-def serve(model: str, sessions: int, seconds: float) -> tuple[list[Figure], dict[str, Any]]:
-    """Figures of N clients."""
-    command = [sys.executable, "-m", "moshi_mlx.local_web", "--model", model, "--port", "0", "--no-browser"]
-    server = subprocess.Popen(
-        [*command, "--static", "none", "--max-sessions", str(sessions)], stdout=subprocess.PIPE, text=True
-    )
+def serve(model: str, sessions: int, seconds: float, together: bool) -> tuple[list[Figure], dict[str, Any]]:
+    """Figures of N clients, and whether all were held in real time."""
+    program = ["-m", "moshi_mlx.local_web"] if together else ["-c", IN_TURNS]
+    command = [sys.executable, *program, "--model", model, "--port", "0", "--no-browser", "--static", "none"]
+    server = subprocess.Popen([*command, "--max-sessions", str(sessions)], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         found = re.search(r"http://\S+?(?=/?\s)", server.stdout.readline())
         if found is None:
             raise RuntimeError("the server didn't start")
-        clients, memory = asyncio.run(load(found[0], server.pid, sessions, seconds))
+        clients, memory, part = asyncio.run(load(found[0], server.pid, sessions, seconds))
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(60)
     answered = [client.answers / client.said for client in clients]
     lags = [lag for client in clients for lag in client.lag_ms]
     third = max(1, len(memory) // 3)
-    name = f"{sessions} at once"
+    name = f"{sessions} {'together' if together else 'in turns'}"
     figures = [
         Figure.of(f"{name}: answered of what was said", "%", [100 * part for part in answered]),
         Figure.of(f"{name}: sent to answered", "ms", lags),
         Figure.of(f"{name}: of that, waited for its step", "ms", [ms for client in clients for ms in client.waited_ms]),
+        Figure.exact(f"{name}: frames stepped with others", "%", 100 * part),
         Figure.exact(f"{name}: sent to answered, 99%", "ms", float(np.quantile(lags, 0.99))),
         Figure.exact(f"{name}: least against most served", "", min(answered) / max(answered)),
         Figure.exact(f"{name}: dropped", "frames", sum(client.dropped_in + client.dropped_out for client in clients)),
@@ -142,56 +150,55 @@ def serve(model: str, sessions: int, seconds: float) -> tuple[list[Figure], dict
         ),
     ]  # fmt: skip
     details = {
+        "held": all(c.dropped_in + c.dropped_out == 0 and c.answers >= c.said - 1 for c in clients),
         "memory_mb": memory,
         "clients": [{"said": c.said, "answers": c.answers, "dropped": c.dropped_in + c.dropped_out} for c in clients],
     }
     return figures, details
 
 
-def batched(shape: str, sizes: list[int], rounds: int = 5, steps: int = 12) -> list[Figure]:
-    """One batched step against as many steps as it replaces, measured in turns."""
-    with tempfile.TemporaryDirectory() as folder:
-        lm = LMModel.load(make_lm(Path(folder), SHAPES[shape]))
+def batched(model: str, sizes: list[int], rounds: int = 7, steps: int = 5) -> list[Figure]:
+    """A step of several sessions together against as many in turns, measured alternately."""
+    moshi = moshi_mlx.load(model)
+    silence = np.zeros(FRAME_SIZE, np.float32)
     figures = []
-
-    def seconds(generations: list[LMGen], codes: np.ndarray) -> float:
-        start = time.perf_counter()
-        for _ in range(steps):
-            for generation in generations:
-                np.array(generation.step(codes))
-        return time.perf_counter() - start
-
     for size in sizes:
-        single = [LMGen(lm, seed=index) for index in range(size)]
-        together = [LMGen(lm, batch_size=size, seed=0)]
-        codes = {count: np.zeros((count, lm.config.user_q), np.int32) for count in (1, size)}
+        sessions = ready_sessions(moshi, size)
         ratios = []
         for turn in range(rounds + 1):
-            ratio = seconds(together, codes[size]) / seconds(single, codes[1])
+            start = time.perf_counter()
+            for _ in range(steps):
+                for session in sessions:
+                    session.step(silence)
+            middle = time.perf_counter()
+            for _ in range(steps):
+                step_together(sessions, [silence] * size)
+            ratio = (time.perf_counter() - middle) / (middle - start)
             ratios += [ratio] if turn else []  # the first builds the graphs
-        figures.append(Figure.of(f"batched step of {size} against {size} in turns, model {shape}", "", ratios))
+        figures.append(Figure.of(f"step of {size} together against {size} in turns", "", ratios))
     return figures
 
 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--model", default="untrained", help="as for moshi-local-web (default: untrained)")
-    parser.add_argument("--sessions", type=int, nargs="*", default=[1, 2, 4, 8], help="clients at once")
+    parser.add_argument("--sessions", type=int, nargs="*", default=[2, 4, 8], help="clients at once")
     parser.add_argument("--seconds", type=float, default=12, help="of each conversation")
-    parser.add_argument("--batches", type=int, nargs="*", default=[2, 4], help="conversations in a batched step")
-    parser.add_argument("--shape", default="256", help="model of the batched step")
+    parser.add_argument("--batches", type=int, nargs="*", default=[2, 4, 8], help="conversations in a step together")
     args = parser.parse_args()
-    figures, details, held = batched(args.shape, args.batches), {}, 0
+    figures, details = batched(args.model, args.batches), {}
+    held = {"together": 0, "in turns": 0}
     for sessions in args.sessions:
-        found, details[str(sessions)] = serve(args.model, sessions, args.seconds)
-        figures += found
-        clients = details[str(sessions)]["clients"]
-        if all(client["dropped"] == 0 and client["answers"] >= client["said"] - 1 for client in clients):
-            held = max(held, sessions)
-    figures.append(Figure.exact("held in real time, of the numbers tried", "conversations", held))
+        for way in held:
+            found, details[f"{sessions} {way}"] = serve(args.model, sessions, args.seconds, way == "together")
+            figures += found
+            if details[f"{sessions} {way}"]["held"]:
+                held[way] = max(held[way], sessions)
+    for way, most in held.items() if args.sessions else ():
+        figures.append(Figure.exact(f"held in real time {way}, of the numbers tried", "conversations", most))
     notes = [
         "A conversation is held in real time where everything said is answered and nothing is dropped.",
-        "A batched step needs conversations that began together: they share their position in the cache.",
+        "A server steps conversations together where it found that faster when it started.",
     ]
     report(__doc__, args.json, figures, {"model": args.model, "loads": details}, notes)
 

@@ -11,9 +11,9 @@ from web_clients import PATIENCE, House
 
 from moshi_mlx.config import FRAME_SIZE
 from moshi_mlx.session import Frame, Session, Timings
-from moshi_mlx.session_batch import warm_up
+from moshi_mlx.session_batch import ready_sessions, step_together
 from moshi_mlx.web import batching
-from moshi_mlx.web.batching import StepTimes, measure
+from moshi_mlx.web.batching import StepTimes, build, measure
 from moshi_mlx.web.worker import Conversation, Worker
 
 FRAMES = np.random.default_rng(1).uniform(-0.5, 0.5, (3, 6, FRAME_SIZE)).astype(np.float32)
@@ -170,8 +170,8 @@ def test_conversations_that_keep_up_are_counted_from_the_times() -> None:
     [
         ({1: 0.01, 2: 0.015, 3: 0.02, 4: 0.022, 6: 0.03, 8: 0.04}, 8, (2, 3, 4, 6, 8)),
         ({1: 0.01, 2: 0.015, 3: 0.02, 4: 0.022, 6: 0.03, 8: 0.04}, 3, (2, 3)),
-        ({1: 0.01, 2: 0.015, 3: 0.03, 4: 0.01}, 8, (2,)),
-        ({1: 0.01, 2: 0.021}, 8, ()),
+        ({1: 0.01, 2: 0.015, 3: 0.03, 4: 0.02, 6: 0.05, 8: 0.05}, 8, (2, 4)),
+        ({1: 0.01, 2: 0.021, 3: 0.031}, 3, ()),
         ({1: 0.2, 2: 0.1}, 8, ()),
     ],
 )
@@ -183,22 +183,27 @@ def test_batches_that_pay_are_found(
         return parts.of(len(sessions))
 
     monkeypatch.setattr(batching, "_time", seconds)
-    monkeypatch.setattr(batching, "warm_up", lambda *a, **k: None)
     times = house.worker.call(lambda: measure(house.model, most)).result()
     assert times.sizes == kept
     assert times.seconds == {size: pytest.approx(table[size]) for size in (1, *kept)}
 
 
-def test_all_that_is_stepped_together_is_built_before(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "_time", lambda sessions, sizes: 0.01 * len(sessions) / (1 + len(sizes)))
+def test_all_that_is_stepped_together_is_built_before(house: House) -> None:
     settings = {"top_k": 55}
 
-    def traces() -> tuple[int, int]:
-        assert measure(house.model, 3, **settings).sizes == (2,)
+    def traces() -> list[int]:
+        house.model.warm_up(**settings)
         graph = house.model.session(**settings)._gen.graph
+        alone = graph.traces
+        build(house.model, (2, 3), **settings)
         built = graph.traces
-        warm_up(house.model, 2, **settings)
-        return built, graph.traces
+        for size in (2, 3):
+            sessions = ready_sessions(house.model, size, **settings)
+            for window in graph.windows:
+                sessions[-1]._gen.state.kv.offset = window - 1
+                step_together(sessions, list(FRAMES[:size, 0]))
+        return [len(graph.windows), alone, built, graph.traces]
 
-    built, after = house.worker.call(traces).result()
-    assert after == built > 0
+    windows, alone, built, after = house.worker.call(traces).result()
+    assert built == alone + 2 * windows
+    assert after == built

@@ -18,7 +18,7 @@ from rich.console import Console
 from ..cli.options import load_model, sampling
 from .access import Access, is_local, make_token
 from .app import PortError, Server
-from .batching import measure, most_in_memory
+from .batching import build, measure, most_in_memory
 from .limits import Limits
 from .metrics import Metrics
 from .pages import BUILT, Pages
@@ -49,8 +49,10 @@ def serve(args: argparse.Namespace) -> int:
         settings = sampling(args)
         most = args.max_sessions or worker.call(lambda: min(MOST_SESSIONS, most_in_memory(moshi, **settings))).result()
         times = worker.call(lambda: measure(moshi, most, **settings)).result()
-        worker.batch_sizes = times.sizes
         seats = args.max_sessions or times.held(most)
+        sizes = tuple(size for size in times.sizes if size <= seats)
+        worker.call(lambda: build(moshi, sizes, **settings)).result()
+        worker.batch_sizes = sizes
         limits = Limits(
             max_sessions=seats, max_waiting=args.max_waiting, session_seconds=60 * args.session_minutes or 1e9
         )
