@@ -72,6 +72,11 @@ def source_modules(file, recipe):
     ]
 
 
+def test_a_time_in_which_not_even_the_cache_can_be_read_is_refused():
+    with pytest.raises(InputError, match=r"KV cache alone, 1\.57 GB, takes 23\.1 ms of the 20"):
+        time_budget(20, 68, LMConfig.published())
+
+
 def test_a_time_budget_counts_what_a_step_reads():
     published = LMConfig.published()
     budget = time_budget(60, 68, published)

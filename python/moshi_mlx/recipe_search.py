@@ -57,13 +57,23 @@ def time_budget(milliseconds: float, gigabytes_per_second: float, config: LMConf
     """A budget for the bytes that a step must read: `milliseconds` of a memory bandwidth, less a full bf16 KV cache.
 
     A step reads every weight once, of the embeddings only one row each; slices that share a weight set read it again.
+
+    Raises:
+        InputError: the KV cache alone takes longer to read.
     """
     kv_cache = 2 * 2 * config.num_layers * config.context * config.dim
 
     def cost(module: str, shape: tuple[int, ...], how: Quantization | None) -> int:
         return bytes_of((1, *shape[1:]) if kind_of(module) == "embeddings" else shape, how)
 
-    return Budget(milliseconds * gigabytes_per_second * 1e6 - kv_cache, cost)
+    for_weights = milliseconds * gigabytes_per_second * 1e6 - kv_cache
+    if for_weights <= 0:
+        alone = kv_cache / gigabytes_per_second / 1e6
+        raise InputError(
+            f"Reading a full KV cache alone, {kv_cache / 1e9:.3g} GB, takes {alone:.3g} ms of the {milliseconds:g}. "
+            "Allow more time."
+        )
+    return Budget(for_weights, cost)
 
 
 @dataclass(frozen=True)

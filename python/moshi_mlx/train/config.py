@@ -104,9 +104,9 @@ class TrainConfig:
         depth_frames: frames per step on which the depth transformer is trained.
         silent_share: share of those taken from Moshi's silence.
         weights: of the losses, by name.
-        drills: share of the steps of a run's first half that are drills, falling to none at its end: single questions
-            up to the answer's first words, without the depth transformer. They teach listening at a fraction of a
-            conversation's cost.
+        drills: share of the steps of a run's first three quarters that are drills, falling to none at its end: single
+            questions up to the answer's first words, without the depth transformer. They teach listening at a fraction
+            of a conversation's cost.
         drill_batch: questions in a drill.
         sharpness: what the exported model's output layers are multiplied by. The default temperatures were chosen for
             models of billions of parameters; a small one is surer of its answers when they act as lower ones.

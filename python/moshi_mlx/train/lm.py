@@ -135,8 +135,8 @@ class Trainer:
     def batch(self, step: int) -> Batch | Drill:
         """The batch of a step."""
         train = self.config.train
-        # Drills loosen what the depth transformer had learned: the second half of a run has ever fewer of them.
-        drills = train.drills * min(1.0, 2 * (1 - step / train.steps))
+        # Drills loosen what the depth transformer had learned: the last quarter of a run has ever fewer of them.
+        drills = train.drills * min(1.0, 4 * (1 - step / train.steps))
         if random.Random(f"{train.seed}/{step}").random() < drills:
             mixer, seeds = self.mixers["train"], range(train.drill_batch)
             return make_drill([mixer.drill(random.Random(f"{train.seed}/{step}/{i}")) for i in seeds], self.lm_config)
