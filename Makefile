@@ -67,7 +67,7 @@ check-macos: system
 	@sh scripts/check-macos.sh
 
 wheel: build
-	$(BIN)/maturin build --release --locked --out dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/maturin build --release --locked --out dist
 
 clean:
 	rm -rf target dist demo $(BUILT) python/moshi_mlx/audio_io*.so
