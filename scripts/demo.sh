@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-question=${DEMO_QUESTION:-"Can you hear me?"}
+question=${DEMO_QUESTION:-"What is your name?"}
 
 mkdir -p demo
 espeak-ng -v en-us -s 150 -w demo/question.wav "$question"

@@ -103,7 +103,7 @@ def test_without_quantizing_the_cache_steps_predict_what_a_whole_sequence_does()
 
 
 def test_of_a_model_that_is_quantized_only_the_cache_is_varied(tmp_path: Path) -> None:
-    speech = Path(__file__).parent / "data" / "spoken" / "hear.wav"
+    speech = Path(__file__).parent / "data" / "spoken" / "hours.wav"
     arguments = ["nano", "--kv-bits", "4", "--speech", str(speech), "--steps", "5"]
     found = run("quantization", *arguments, result=tmp_path / "r.json")
     assert [level["variant"]["kv_bits"] for level in found["details"]["levels"]] == [None, 4]

@@ -149,7 +149,7 @@ def test_ctrl_c_while_loading_leaves_nothing(tmp_path: Path, question: Path) -> 
     wait_until(lambda: bool(os.listdir(tmp_path)))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors.decode()
     assert "Traceback" not in errors.decode()
     assert os.listdir(tmp_path) in ([], ["a.wav"])  # the second where the first steps were quicker than the signal
 

@@ -60,9 +60,7 @@ def test_nano_keeps_silent_while_nobody_speaks(nano: moshi_mlx.Moshi):
     assert (level(sound) < 0.01).mean() > 0.99
 
 
-@pytest.mark.parametrize(
-    "name, words", [("hear", "I can hear you"), ("months", "twelve months"), ("hours", "twenty four hours")]
-)
+@pytest.mark.parametrize("name, words", [("months", "twelve months"), ("hours", "twenty four hours")])
 def test_a_spoken_question_is_answered_with_the_right_words(nano: moshi_mlx.Moshi, name: str, words: str):
     session = nano.session(seed=1)
     question = np.concatenate([silence(0.5), spoken(name)])
@@ -89,14 +87,14 @@ def test_a_session_forked_in_the_middle_of_an_answer_continues_it(nano: moshi_ml
 
 def test_two_users_get_their_own_answers(nano: moshi_mlx.Moshi):
     one, other = nano.session(seed=1), nano.session(seed=1)
-    hear, hours = spoken("hear"), spoken("hours")
-    length = max(len(hear), len(hours)) // FRAME_SIZE * FRAME_SIZE
-    sounds = [np.concatenate([silence(0.5), np.pad(x, (0, length - len(x))), silence(3)]) for x in (hear, hours)]
+    months, hours = spoken("months"), spoken("hours")
+    length = max(len(months), len(hours)) // FRAME_SIZE * FRAME_SIZE
+    sounds = [np.concatenate([silence(0.5), np.pad(x, (0, length - len(x))), silence(3)]) for x in (months, hours)]
     texts = ["", ""]
     for a, b in zip(*(s.reshape(-1, FRAME_SIZE) for s in sounds), strict=True):
         texts[0] += one.step(a).text
         texts[1] += other.step(b).text
-    assert "I can hear you" in texts[0] and "twenty four hours" in texts[1], texts
+    assert "twelve months" in texts[0] and "twenty four hours" in texts[1], texts
 
 
 def options(*arguments: str) -> argparse.Namespace:
