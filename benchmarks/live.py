@@ -27,6 +27,7 @@ from rich.progress import Progress
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from sound_server import RATE, SoundServer, hurry, missing_program, sound_server
 
+from moshi_mlx.audio_io import resample
 from moshi_mlx.sound import load_sound
 
 FLAT = 1.02
@@ -88,8 +89,6 @@ def main() -> None:
         question = chosen.question or Path(folder) / "question.wav"
         if chosen.question is None:
             subprocess.run(["espeak-ng", "-w", str(question), "what is your name"], check=True)
-        from moshi_mlx.audio_io import resample
-
         spoken = resample(load_sound(question), 24_000, RATE)
     seconds = 60 * chosen.minutes
     with sound_server() as server, Progress() as progress:

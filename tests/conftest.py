@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -46,3 +47,23 @@ def command_line(*arguments: object, model: str | None = "untrained") -> list[st
     """The command and its arguments."""
     chosen = [] if model is None else ["--model", model]
     return [sys.executable, "-m", "moshi_mlx.local", *chosen, *(str(argument) for argument in arguments)]
+
+
+def counted_waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on gets an entry for each time that the host waits for MLX: "eval", or "read" of an array by NumPy."""
+    waits: list[str] = []
+
+    def counted(*arrays: object) -> None:
+        waits.append("eval")
+
+    asarray = np.array
+
+    def reading(value: object, *args: object, **kwargs: object) -> np.ndarray:
+        if isinstance(value, mx.array):
+            waits.append("read")
+        return asarray(value, *args, **kwargs)
+
+    monkeypatch.setattr(mx, "eval", counted)
+    monkeypatch.setattr(mx, "synchronize", counted)
+    monkeypatch.setattr(np, "array", reading)
+    return waits

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 assert moshi_mlx.BLAS == "OpenBLAS"
 draws = np.random.default_rng(0)
-small = [(1, 64, 64), (64, 64, 1), (2, 33, 70), (70, 33, 2), (5, 40, 6), (1, 1, 1)]
+small = [(1, 64, 64), (64, 64, 1), (2, 33, 70), (70, 33, 2), (3, 50, 9), (9, 50, 4), (5, 40, 6), (1, 1, 1)]
 for m, k, n in [*small, (3000, 700, 1), (1, 700, 3000)]:
     a, b = (draws.standard_normal(shape).astype(np.float32) for shape in ((m, k), (k, n)))
     for turned_a in (False, True):

@@ -3,9 +3,9 @@
 import math
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import pytest
+from conftest import counted_waits
 
 import moshi_mlx
 from moshi_mlx import FRAME_SIZE, Moshi, Session
@@ -147,21 +147,7 @@ def test_a_session_outlives_its_window_three_times(moshi: Moshi, sound: np.ndarr
 def test_a_step_waits_once(moshi: Moshi, sound: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     session = moshi.session(seed=1)
     talk(session, sound[:5])
-    waits = []
-
-    def counted(*arrays: object) -> None:
-        waits.append("eval")
-
-    monkeypatch.setattr(mx, "eval", counted)
-    monkeypatch.setattr(mx, "synchronize", counted)
-    asarray = np.array
-
-    def reading(value: object, *args: object, **kwargs: object) -> np.ndarray:
-        if isinstance(value, mx.array):
-            waits.append("read")
-        return asarray(value, *args, **kwargs)
-
-    monkeypatch.setattr("moshi_mlx.session.np.array", reading)
+    waits = counted_waits(monkeypatch)
     session.step(sound[5])
     assert waits == ["read"]
 

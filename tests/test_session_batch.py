@@ -6,6 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from conftest import counted_waits
 
 import moshi_mlx
 from moshi_mlx import FRAME_SIZE, Moshi, Session
@@ -157,21 +158,7 @@ def test_a_step_together_waits_once(moshi: Moshi, monkeypatch: pytest.MonkeyPatc
     sessions = ready_sessions(moshi, 2)
     sounds = [np.zeros(FRAME_SIZE, np.float32)] * 2
     step_together(sessions, sounds)
-    waits = []
-
-    def counted(*arrays: object) -> None:
-        waits.append("eval")
-
-    monkeypatch.setattr(mx, "eval", counted)
-    monkeypatch.setattr(mx, "synchronize", counted)
-    asarray = np.array
-
-    def reading(value: object, *args: object, **kwargs: object) -> np.ndarray:
-        if isinstance(value, mx.array):
-            waits.append("read")
-        return asarray(value, *args, **kwargs)
-
-    monkeypatch.setattr("moshi_mlx.session_batch.np.array", reading)
+    waits = counted_waits(monkeypatch)
     step_together(sessions, sounds)
     assert waits == ["read"]
 

@@ -7,8 +7,8 @@ import sys
 def accelerate_blas() -> str | None:
     """Put OpenBLAS in the place of the BLAS that the mlx-cpu wheel is linked to, the reference one.
 
-    Products of one or two columns, which are most of a step's, are done by this package's extension (`rust/cpu_blas`).
-    MLX may have been imported before.
+    Products of up to four columns or rows, which are most of a step's, are done by this package's extension
+    (`rust/cpu_blas`). MLX may have been imported before.
 
     Returns:
         "OpenBLAS"; None where it isn't installed, and on macOS, where MLX uses Accelerate.

@@ -61,13 +61,14 @@ def prepare(config: Config, progress: Progress | None = None, limit: int | None 
     folder = config.work / "corpus"
     folder.mkdir(parents=True, exist_ok=True)
     train_tokenizer(script, config.data.text_card, config.work / "tokenizer.model")
-    lacking = [n for n in range(len(_shards(script, config)))[:limit] if not _path(config, n).exists()]
+    shards = {folder / f"{number:05d}.npz": shard for number, shard in enumerate(_shards(script, config)[:limit])}
+    lacking = {path: shard for path, shard in shards.items() if not path.exists()}
     if not lacking:
         return folder
     task = progress.add_task("rendering", total=len(lacking)) if progress else None
     # MLX and what it is linked to don't survive a fork.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, (config,)) as pool:
-        running = [pool.submit(_render, config, number) for number in lacking]
+        running = [pool.submit(_render, path, script, config, shard) for path, shard in lacking.items()]
         try:
             for done in as_completed(running):
                 done.result()
@@ -87,10 +88,6 @@ def _shards(script: Script, config: Config) -> list[list[Job]]:
     return [jobs[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def _path(config: Config, number: int) -> Path:
-    return config.work / "corpus" / f"{number:05d}.npz"
-
-
 _codec: Encode | None = None
 
 
@@ -100,13 +97,12 @@ def _start(config: Config) -> None:
     _codec = codec_of(config)
 
 
-def _render(config: Config, number: int) -> None:
+def _render(path: Path, script: Script, config: Config, shard: Sequence[Job]) -> None:
     assert _codec is not None
-    script = Script.load(config.script)
-    sounds = [perform(job, script, config.data, config.train.seed) for job in _shards(script, config)[number]]
-    if number == 0 and config.data.judge:
+    sounds = [perform(job, script, config.data, config.train.seed) for job in shard]
+    if config.data.judge and shard[0].group == "answers":
         sounds = align_answers(sounds, config.data.judge)
-    write_shard(_path(config, number), encode([s for s in sounds if _spoken(s)], _codec))
+    write_shard(path, encode([s for s in sounds if _spoken(s)], _codec))
 
 
 def _spoken(sound: Sound) -> bool:
