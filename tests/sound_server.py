@@ -44,6 +44,7 @@ class SoundServer:
         (folder / ".asoundrc").write_text("pcm.!default { type pulse }\nctl.!default { type pulse }\n")
         modules = [f"module-native-protocol-unix auth-anonymous=1 socket={folder}/native"]
         self.log = folder / "server.log"
+        self.silence: list[subprocess.Popen[bytes]] = []
         self.process = subprocess.Popen(
             [
                 "pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no",
@@ -112,10 +113,14 @@ class SoundServer:
         self.pactl("set-default-sink", "cable_speaker")
 
     def _sink(self, name: str, channels: int) -> str:
-        return self.load(
+        number = self.load(
             "module-null-sink", f"sink_name={name}", f"rate={self.rate}", f"channels={channels}",
             "format=float32le", f"sink_properties=device.description={name}",
         )  # fmt: skip
+        # A null sink that nobody plays into sleeps for two seconds at a time; no real device does.
+        command = ["pacat", "--playback", f"--device={name}", f"--rate={self.rate}", "--latency-msec=20", "/dev/zero"]
+        self.silence.append(subprocess.Popen(command, env=self.env, stderr=subprocess.DEVNULL, preexec_fn=hurry))
+        return number
 
     def play(self, samples: np.ndarray, sink: str = "into_mic") -> subprocess.Popen[bytes]:
         """Play float32 samples at the server's rate; returns at once."""
@@ -156,6 +161,9 @@ class SoundServer:
 
     def stop(self) -> None:
         """Stop the server."""
+        for silence in self.silence:
+            silence.kill()
+            silence.wait()
         self.process.terminate()
         try:
             self.process.wait(timeout=10)

@@ -218,3 +218,23 @@ fn an_underrun_and_a_skip_make_no_click() {
     assert!(jump < steepest + 0.01, "a jump of {jump}; the tone's own steepest is {steepest}");
     assert!(heard.iter().filter(|v| **v == 0.0).count() > 40_000 / 2, "it never went silent");
 }
+
+#[test]
+fn a_device_that_stands_still_for_two_seconds_goes_on_with_a_full_reserve() {
+    let hz = 200.0;
+    let mut sim = Simulation::new(48_000, 960, 0.0);
+    sim.run(4.0, 0.0, hz, false);
+    assert_eq!(sim.writer.meters.underruns.get(), 0);
+    // The device asks for nothing, while frames go on coming.
+    let end = (sim.frames + 25) as f64 * FRAME_NS;
+    while (sim.frames as f64) * FRAME_NS < end {
+        let now = (sim.frames as f64 * FRAME_NS) as u64;
+        sim.writer.write(&[0.1; FRAME_SIZE], now).unwrap();
+        assert!(sim.writer.level(now) <= 0.161, "{} s wait", sim.writer.level(now));
+        sim.frames += 1;
+    }
+    sim.blocks = (end / sim.block_ns) as u64;
+    assert!(sim.writer.lost() > 0);
+    sim.run(10.0, 0.0, hz, false);
+    assert_eq!(sim.writer.meters.underruns.get(), 0, "level {} s", sim.writer.level(end as u64));
+}

@@ -1,7 +1,7 @@
 //! Keeps a ring between two clocks at its set point by nudging the rate of the resampler that fills it.
 
 /// Time constant in which the worst jitter seen is forgotten, in seconds.
-const MEMORY: f64 = 60.0;
+const MEMORY: f64 = 300.0;
 /// Most that the level's error may add to the clocks' difference.
 const MAX_CORRECTION: f64 = 0.001;
 /// Largest difference between two clocks that is followed.
@@ -39,9 +39,11 @@ pub struct LevelControl {
 }
 
 impl LevelControl {
-    /// A loop that keeps `margin` seconds in reserve, and never aims above `ceiling`.
-    pub fn new(margin: f64, ceiling: f64, pace: Pace) -> Self {
-        Self { pace, margin, ceiling, mean: 0.0, jitter: 0.0, target: margin, drift: 0.0, seen: 0.0 }
+    /// A loop that keeps `margin` seconds in reserve, expects dips of `jitter` seconds until it has seen what they are,
+    /// and never aims above `ceiling`.
+    pub fn new(margin: f64, jitter: f64, ceiling: f64, pace: Pace) -> Self {
+        let target = (margin + jitter).min(ceiling);
+        Self { pace, margin, ceiling, mean: 0.0, jitter, target, drift: 0.0, seen: 0.0 }
     }
 
     /// Takes a level measured `dt` seconds after the one before; gives the relative rate change to apply.
@@ -87,7 +89,7 @@ mod tests {
 
     /// A ring filled by a clock that is `ppm` too fast, watched every 80 ms.
     fn run(ppm: f64, seconds: f64, jitter: f64) -> (LevelControl, f64, f64) {
-        let mut control = LevelControl::new(0.012, 0.08, Pace::HEARD);
+        let mut control = LevelControl::new(0.012, 0.0, 0.08, Pace::HEARD);
         let (mut level, mut low, mut high) = (0.02, f64::MAX, f64::MIN);
         let mut adjust = 0.0;
         let mut noise = 1u32;

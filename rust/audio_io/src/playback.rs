@@ -19,8 +19,8 @@ const PLAYED_SECONDS: usize = 2;
 const MAX_FRAMES: f64 = 2.0;
 /// Reserve under the deepest dip, in seconds.
 const MARGIN: f64 = 0.012;
-/// Silence before the first sample after a start or an underrun, in seconds: the first reserve.
-pub(crate) const CUSHION: f64 = 0.020;
+/// How late a frame or a callback may come before anything is known of either, in seconds.
+const FIRST_JITTER: f64 = 0.024;
 const FRAME_SECONDS: f64 = FRAME_SIZE as f64 / SAMPLE_RATE as f64;
 
 /// What the callback leaves for others to read, and the one thing it is asked to do.
@@ -42,6 +42,8 @@ pub struct PlaybackMeters {
     pub playing: AtomicBool,
     /// Samples that the callback shall skip.
     pub skip: AtomicU64,
+    /// Samples of silence that the callback shall give before the first one after a start or an underrun.
+    pub reserve: Count,
 }
 
 /// What became of a frame.
@@ -78,10 +80,12 @@ pub fn playback_pair(
     let (producer, consumer) = RingBuffer::new((f64::from(rate) * RING_SECONDS) as usize);
     let (played, reference) = RingBuffer::new(rate as usize * PLAYED_SECONDS);
     let meters = Arc::new(PlaybackMeters::default());
+    let control = LevelControl::new(MARGIN, FIRST_JITTER, FRAME_SECONDS, Pace::HEARD);
+    meters.reserve.set((control.target() * f64::from(rate)) as u64);
     let writer = PlaybackWriter {
         ring: producer,
         resampler: Resampler::adjustable(SAMPLE_RATE, rate)?,
-        control: LevelControl::new(MARGIN, FRAME_SECONDS, Pace::HEARD),
+        control,
         converted: Vec::with_capacity(rate as usize / 5),
         rate,
         last_write_ns: None,
@@ -115,10 +119,18 @@ impl PlaybackWriter {
             self.meters.skip.fetch_add(samples, Ordering::Relaxed);
             self.control.restart(waited - skipped);
         }
+        self.meters.reserve.set((self.control.target() * f64::from(self.rate)) as u64);
+        if self.ring.slots() < self.converted.len() {
+            // The device has stopped asking. A frame that does not get in needs no older sound to make way for it.
+            let lost = self.converted.len() as u64;
+            self.lost += lost;
+            let less = |skip: u64| Some(skip.saturating_sub(lost));
+            let _ = self.meters.skip.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+            return Ok(Written { waited, skipped });
+        }
         for &sample in &self.converted {
-            if self.ring.push(sample).is_err() {
-                self.lost += 1;
-            }
+            // There is room: only this side fills the ring.
+            let _ = self.ring.push(sample);
         }
         Ok(Written { waited, skipped })
     }
@@ -154,7 +166,7 @@ impl PlaybackWriter {
 
     /// Whether a frame would be let in without skipping anything and without building up a queue.
     pub fn has_room(&self, now_ns: u64) -> bool {
-        self.level(now_ns) <= self.control.target().max(CUSHION)
+        self.level(now_ns) <= self.control.target()
     }
 
     /// Where the level should be just before a frame comes, in seconds.

@@ -7,7 +7,7 @@ use cpal::{FromSample, Sample};
 use rtrb::{Consumer, Producer};
 
 use crate::fade::FadeCurve;
-use crate::playback::{CUSHION, PlaybackMeters};
+use crate::playback::PlaybackMeters;
 
 /// What is being done with the ring's sound.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,7 +30,6 @@ pub struct PlaybackCallback {
     played: Producer<f32>,
     channels: usize,
     rate: u32,
-    cushion: usize,
     curve: FadeCurve,
     state: State,
     last: f32,
@@ -45,15 +44,14 @@ impl PlaybackCallback {
         rate: u32,
         meters: Arc<PlaybackMeters>,
     ) -> Self {
-        let cushion = (CUSHION * f64::from(rate)) as usize;
+        let wait = meters.reserve.get() as usize;
         Self {
             ring,
             played,
             channels: channels.max(1),
             rate,
-            cushion,
             curve: FadeCurve::new(rate),
-            state: State::Silent { wait: cushion },
+            state: State::Silent { wait },
             last: 0.0,
             meters,
         }
@@ -127,8 +125,11 @@ impl PlaybackCallback {
         if let State::Tail { at, value } = self.state {
             let gain = self.curve.falling(at);
             let over = at + 1 >= self.curve.len();
-            self.state =
-                if over { State::Silent { wait: self.cushion } } else { State::Tail { at: at + 1, value } };
+            self.state = if over {
+                State::Silent { wait: self.meters.reserve.get() as usize }
+            } else {
+                State::Tail { at: at + 1, value }
+            };
             return value * gain;
         }
         let Ok(sample) = self.ring.pop() else {

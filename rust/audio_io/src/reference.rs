@@ -35,7 +35,7 @@ impl PlayedReference {
         Ok(Self {
             ring,
             resampler: Resampler::adjustable(rate, SAMPLE_RATE)?,
-            control: LevelControl::new(MARGIN, CEILING / 2.0, Pace::STEADY),
+            control: LevelControl::new(MARGIN, 0.0, CEILING / 2.0, Pace::STEADY),
             waiting: VecDeque::with_capacity(SAMPLE_RATE as usize),
             raw: Vec::with_capacity(capacity),
             converted: Vec::with_capacity(SAMPLE_RATE as usize),
