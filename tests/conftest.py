@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,12 @@ import pytest
 from moshi_mlx.sound import write_wav
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on the network
+
+# MLX compiles its CPU kernels into the temporary folder, and two processes that make the same one at the same time
+# read each other's half: the halves of a parallel run have a folder each.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["TMPDIR"] = str(Path(tempfile.gettempdir(), f"moshi-tests-{os.getuid()}-{worker}"))
+    Path(os.environ["TMPDIR"]).mkdir(exist_ok=True)
 
 Command = Callable[..., "subprocess.CompletedProcess[bytes]"]
 

@@ -29,6 +29,8 @@ from moshi_mlx.cli.live_screen import LiveScreen
 from moshi_mlx.moshi import load
 from moshi_mlx.sound import load_sound
 
+pytestmark = pytest.mark.alone
+
 LONGEST_STALL_MS = 35  # twice the usual of the sound server; rings hold little more
 FRAME = 1920
 RATE = 24_000

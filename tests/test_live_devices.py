@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from sound_server import RATE, SoundServer, hurry, missing_program, sound_server
 
-pytestmark = pytest.mark.skipif(
-    missing_program() is not None or not sys.platform.startswith("linux"),
-    reason=f"{missing_program() or 'Linux'} is needed for a private sound server",
-)
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(
+        missing_program() is not None or not sys.platform.startswith("linux"),
+        reason=f"{missing_program() or 'Linux'} is needed for a private sound server",
+    ),
+]
 
 # Runs in a process of its own, whose environment names the private server: hands every frame read to the speaker.
 LOOP = """

@@ -17,6 +17,8 @@ import pytest
 
 from moshi_mlx.web.pages import BUILT
 
+pytestmark = pytest.mark.alone
+
 WEB = Path(__file__).parents[1] / "web"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

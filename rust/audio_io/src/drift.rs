@@ -67,6 +67,13 @@ impl LevelControl {
         self.seen = self.pace.smoothing;
     }
 
+    /// Begins at `level`, whatever it is: nothing is known yet for which the pitch should be changed.
+    pub fn begin(&mut self, level: f64) {
+        self.restart(level);
+        self.jitter = (level.min(self.ceiling) - self.margin).max(0.0);
+        self.target = self.margin + self.jitter;
+    }
+
     /// Where the level should be, in seconds.
     pub fn target(&self) -> f64 {
         self.target

@@ -21,6 +21,8 @@ const MAX_FRAMES: f64 = 2.0;
 const MARGIN: f64 = 0.012;
 /// How late a frame or a callback may come before anything is known of either, in seconds.
 const FIRST_JITTER: f64 = 0.024;
+/// How much more than the set point may wait when playing begins, in seconds.
+const SLACK: f64 = 0.020;
 const FRAME_SECONDS: f64 = FRAME_SIZE as f64 / SAMPLE_RATE as f64;
 
 /// What the callback leaves for others to read, and the one thing it is asked to do.
@@ -64,6 +66,7 @@ pub struct PlaybackWriter {
     rate: u32,
     last_write_ns: Option<u64>,
     was_playing: bool,
+    has_played: bool,
     lost: u64,
     /// What the callback counts.
     pub meters: Arc<PlaybackMeters>,
@@ -90,6 +93,7 @@ pub fn playback_pair(
         rate,
         last_write_ns: None,
         was_playing: false,
+        has_played: false,
         lost: 0,
         meters: meters.clone(),
     };
@@ -100,20 +104,21 @@ pub fn playback_pair(
 impl PlaybackWriter {
     /// Hands over `pcm` (24 kHz, [-1, 1]) at `now_ns`.
     ///
-    /// Never lets more than two frames wait: when this one would be too much, the oldest sound is skipped, down to the
-    /// set point, with a fade on both sides of the gap.
+    /// Never lets more than two frames wait, nor more than a little above the set point when playing begins: the oldest
+    /// sound is skipped instead, down to the set point, with a fade on both sides of the gap.
     ///
     /// # Errors
     /// `ResampleError::Filter` when the filter fails.
     pub fn write(&mut self, pcm: &[f32], now_ns: u64) -> Result<Written, ResampleError> {
         let waited = self.level(now_ns);
-        self.follow_clock(waited, now_ns);
+        let begins = self.follow_clock(waited, now_ns);
         self.converted.clear();
         self.resampler.process(pcm, &mut self.converted)?;
 
         let mut skipped = 0.0;
         let coming = pcm.len() as f64 / f64::from(SAMPLE_RATE);
-        if waited + coming > MAX_FRAMES * FRAME_SECONDS {
+        let most = if begins { self.control.target() + SLACK } else { MAX_FRAMES * FRAME_SECONDS - coming };
+        if waited > most {
             skipped = (waited - self.control.target()).max(0.0);
             let samples = (skipped * f64::from(self.rate)) as u64;
             self.meters.skip.fetch_add(samples, Ordering::Relaxed);
@@ -135,12 +140,17 @@ impl PlaybackWriter {
         Ok(Written { waited, skipped })
     }
 
-    fn follow_clock(&mut self, level: f64, now_ns: u64) {
+    /// Adjusts the resampler to the device's clock; true where playing has begun since the last frame.
+    fn follow_clock(&mut self, level: f64, now_ns: u64) -> bool {
         let playing = self.meters.playing.load(Ordering::Relaxed);
+        let begins = playing && !self.was_playing;
         if let Some(last) = self.last_write_ns {
             let dt = now_ns.saturating_sub(last) as f64 * 1e-9;
             // While silent the level says nothing about the clocks; just after, it starts anew.
-            if playing && !self.was_playing {
+            if begins && !self.has_played {
+                self.control.begin(level.min(self.control.target() + SLACK));
+                self.has_played = true;
+            } else if begins {
                 self.control.restart(level);
             } else if playing && dt > 0.0 && dt < 1.0 {
                 self.resampler.adjust(self.control.update(level, dt));
@@ -148,6 +158,7 @@ impl PlaybackWriter {
         }
         self.was_playing = playing;
         self.last_write_ns = Some(now_ns);
+        begins
     }
 
     /// Seconds of sound that wait at `now_ns`, less what the device has drawn on since its last callback.

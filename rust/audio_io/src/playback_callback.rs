@@ -12,8 +12,8 @@ use crate::playback::PlaybackMeters;
 /// What is being done with the ring's sound.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum State {
-    /// Nothing to play; counts the samples of silence still to give once there is.
-    Silent { wait: usize },
+    /// Nothing to play; counts the samples of silence given since there is.
+    Silent { given: usize },
     /// The first samples, ever louder.
     FadeIn { at: usize },
     /// The sound as it is.
@@ -30,6 +30,7 @@ pub struct PlaybackCallback {
     played: Producer<f32>,
     channels: usize,
     rate: u32,
+    block: usize,
     curve: FadeCurve,
     state: State,
     last: f32,
@@ -44,14 +45,14 @@ impl PlaybackCallback {
         rate: u32,
         meters: Arc<PlaybackMeters>,
     ) -> Self {
-        let wait = meters.reserve.get() as usize;
         Self {
             ring,
             played,
             channels: channels.max(1),
             rate,
+            block: 0,
             curve: FadeCurve::new(rate),
-            state: State::Silent { wait },
+            state: State::Silent { given: 0 },
             last: 0.0,
             meters,
         }
@@ -64,6 +65,7 @@ impl PlaybackCallback {
         T: Sample + FromSample<f32>,
     {
         let frames = data.len() / self.channels;
+        self.block = frames;
         self.meters.times.begin(now_ns, frames);
         self.meters.latency_us.set(latency_us);
         self.begin_skip();
@@ -112,12 +114,13 @@ impl PlaybackCallback {
 
     /// The next sample to play.
     fn next(&mut self) -> f32 {
-        if let State::Silent { wait } = &mut self.state {
+        if let State::Silent { given } = &mut self.state {
             if self.ring.is_empty() {
                 return 0.0;
             }
-            if *wait > 0 {
-                *wait -= 1;
+            // On average half a block has been asked for in advance.
+            if *given < self.meters.reserve.get() as usize + self.block / 2 {
+                *given += 1;
                 return 0.0;
             }
             self.state = State::FadeIn { at: 0 };
@@ -125,11 +128,7 @@ impl PlaybackCallback {
         if let State::Tail { at, value } = self.state {
             let gain = self.curve.falling(at);
             let over = at + 1 >= self.curve.len();
-            self.state = if over {
-                State::Silent { wait: self.meters.reserve.get() as usize }
-            } else {
-                State::Tail { at: at + 1, value }
-            };
+            self.state = if over { State::Silent { given: 0 } } else { State::Tail { at: at + 1, value } };
             return value * gain;
         }
         let Ok(sample) = self.ring.pop() else {
