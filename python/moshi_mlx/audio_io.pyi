@@ -45,8 +45,9 @@ class Resampler:
 class EchoCanceller:
     """Takes what the loudspeaker played out of what the microphone heard; the delay and the clocks' drift are found.
 
-    For 8000 to 48000 Hz, tuned at 24000. `high_pass` removes what lies below 80 Hz, `noise_suppression` lowers steady
-    noise. Raises InputError for another rate. Sources: rust/audio_io/src/echo_filter.rs.
+    For 8000 to 48000 Hz, tuned at 24000. What lies below 20 Hz, which nobody hears, is removed; with `high_pass`, what
+    lies below 80 Hz. `noise_suppression` lowers steady noise. Raises InputError for another rate. Sources:
+    rust/audio_io/src/echo_filter.rs.
     """
 
     def __init__(self, sample_rate: int = 24000, high_pass: bool = False, noise_suppression: bool = False) -> None: ...

@@ -35,8 +35,14 @@ pub const RATES: std::ops::RangeInclusive<u32> = 8_000..=48_000;
 const REACH: f64 = 0.48;
 /// No sound card delivers more; anything above is a defect upstream, and is not let into the filter's memory.
 const LARGEST: f32 = 4.0;
-/// The high-pass filter's corner in Hz: below the voice, above handling noise and hum.
+/// The corner in Hz below which nothing is heard, yet much is measured: a microphone's offset, and the pressure of a small
+/// room, which answers a constant a hundred times louder than a voice. The filter learns it last and leaves most of it.
+const INAUDIBLE: f64 = 20.0;
+/// The high-pass filter's corner in Hz where that is asked for: below the voice, above handling noise and hum.
 const HIGH_PASS: f64 = 80.0;
+
+/// A filter's memory of this size is none.
+const SILENT: f64 = 1e-12;
 
 /// A canceller that can't be made.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -59,7 +65,7 @@ pub enum EchoError {
 /// What else to do to the microphone's signal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EchoOptions {
-    /// Remove what lies below the voice (80 Hz).
+    /// Remove what lies below the voice (80 Hz), not only what nobody hears (20 Hz).
     pub high_pass: bool,
     /// Lower steady background noise by up to 15 dB.
     pub noise_suppression: bool,
@@ -73,7 +79,8 @@ pub struct EchoCanceller {
     reference: Reference,
     filter: EchoFilter,
     suppressor: Suppressor,
-    high_pass: Option<Biquad>,
+    mic_filter: Biquad,
+    played_filter: Biquad,
     mic: Vec<f32>,
     played: Vec<f32>,
     filled: usize,
@@ -93,12 +100,14 @@ impl EchoCanceller {
         }
         let block = if sample_rate <= 24_000 { 128 } else { 256 };
         let parts = (REACH * f64::from(sample_rate) / block as f64).ceil() as usize;
+        let high_pass = |corner: f64| Biquad::high_pass(corner / f64::from(sample_rate));
         Ok(Self {
             block,
             reference: Reference::new(block),
             filter: EchoFilter::new(block, parts, f64::from(sample_rate)),
             suppressor: Suppressor::new(block, options.noise_suppression),
-            high_pass: options.high_pass.then(|| Biquad::high_pass(HIGH_PASS / f64::from(sample_rate))),
+            mic_filter: high_pass(if options.high_pass { HIGH_PASS } else { INAUDIBLE }),
+            played_filter: high_pass(INAUDIBLE),
             mic: vec![0.0; block],
             played: vec![0.0; block],
             filled: 0,
@@ -140,9 +149,8 @@ impl EchoCanceller {
     }
 
     fn step(&mut self) {
-        if let Some(high_pass) = &mut self.high_pass {
-            self.mic.iter_mut().for_each(|x| *x = high_pass.next(*x));
-        }
+        self.mic_filter.apply(&mut self.mic);
+        self.played_filter.apply(&mut self.played);
         self.reference.advance(&self.played, &mut self.filter);
         self.filter.cancel(&self.mic, &mut self.residual, &mut self.estimate);
         if let Some(rate) = self.filter.drift() {
@@ -162,28 +170,35 @@ pub(crate) fn energy(x: &[f32]) -> f32 {
     x.iter().map(|v| v * v).sum()
 }
 
-/// A second-order section, direct form II transposed.
-struct Biquad {
-    b: [f32; 3],
-    a: [f32; 2],
-    state: [f32; 2],
+/// A second-order section, direct form II transposed; in double precision, as low corners need.
+pub(crate) struct Biquad {
+    b: [f64; 3],
+    a: [f64; 2],
+    state: [f64; 2],
 }
 
 impl Biquad {
     /// Butterworth high-pass; `corner` as a part of the sample rate.
-    fn high_pass(corner: f64) -> Self {
+    pub(crate) fn high_pass(corner: f64) -> Self {
         let k = (std::f64::consts::PI * corner).tan();
         let norm = 1.0 / (1.0 + std::f64::consts::SQRT_2 * k + k * k);
         let a1 = 2.0 * (k * k - 1.0) * norm;
         let a2 = (1.0 - std::f64::consts::SQRT_2 * k + k * k) * norm;
-        let b = [norm as f32, -2.0 * norm as f32, norm as f32];
-        Self { b, a: [a1 as f32, a2 as f32], state: [0.0; 2] }
+        Self { b: [norm, -2.0 * norm, norm], a: [a1, a2], state: [0.0; 2] }
     }
 
-    fn next(&mut self, x: f32) -> f32 {
-        let y = self.b[0] * x + self.state[0];
-        self.state[0] = self.b[1] * x - self.a[0] * y + self.state[1];
-        self.state[1] = self.b[2] * x - self.a[1] * y;
-        y
+    /// Filters the next samples in place.
+    pub(crate) fn apply(&mut self, samples: &mut [f32]) {
+        for sample in samples {
+            let x = f64::from(*sample);
+            let y = self.b[0] * x + self.state[0];
+            self.state[0] = self.b[1] * x - self.a[0] * y + self.state[1];
+            self.state[1] = self.b[2] * x - self.a[1] * y;
+            *sample = y as f32;
+        }
+        // What dies away in silence ends before its numbers become too small for the processor's fast path.
+        if self.state.iter().all(|x| x.abs() < SILENT) {
+            self.state = [0.0; 2];
+        }
     }
 }
