@@ -129,3 +129,14 @@ def test_arrays_of_either_kind_give_the_same(mimi):
     codes = mimi.encode(mx.array(pcm))
     np.testing.assert_array_equal(np.array(codes), np.array(mimi.encode(pcm.astype(np.float64))))
     np.testing.assert_array_equal(np.array(mimi.decode(codes)), np.array(mimi.decode(np.array(codes, np.int64))))
+
+
+def test_a_codec_whose_projections_are_numbered_is_the_same(mimi, published, tmp_path):
+    numbered = {"in_proj_weight": "in_projs.0.weight", "out_proj.weight": "out_projs.0.weight"}
+    tensors = mx.load(str(GOLDEN / "model.safetensors"))
+    for old, new in numbered.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    (tmp_path / "config.json").write_text((GOLDEN / "config.json").read_text())
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+    codes = Mimi.load(tmp_path).encode(published["pcm_in"][None, None, :9600])
+    np.testing.assert_array_equal(np.array(codes), np.array(mimi.encode(published["pcm_in"][None, None, :9600])))

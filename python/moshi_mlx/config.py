@@ -18,6 +18,14 @@ SAMPLE_RATE = 24_000
 FRAME_SIZE = 1920
 FRAME_RATE = SAMPLE_RATE / FRAME_SIZE
 
+NORM_EPS = {
+    "rms_norm_f32": 1e-8, "real_rms_norm_f32": 1e-8, "rms_norm": 1e-5, "layer_norm": 1e-5, "layer_norm_f32": 1e-8,
+}  # fmt: skip
+"""What the language model's norms add to the variance, by their names in `config.json`."""
+
+_ARCHITECTURE = {"norm": "layer_norm", "gating": "none", "positional_embedding": "sin"}
+"""What the published implementation builds of a configuration that says none of these; real models say all."""
+
 _MISSING = object()
 
 
@@ -39,13 +47,21 @@ def _require(data: Mapping[str, Any], key: str, supported: Sequence[Any]) -> Non
         )
 
 
+def _gated_width(feedforward: int, width: int) -> int:
+    """Hidden width of a gated MLP; the published one rounds differently where `feedforward` is four widths."""
+    return 21 * width // 8 if feedforward == 4 * width else 2 * feedforward // 3
+
+
 @dataclass(frozen=True)
 class ConditionerConfig:
-    """A lookup-table condition such as Hibiki's `description`, summed into the temporal transformer's input."""
+    """A lookup-table condition such as Hibiki's `description`, summed into the temporal transformer's input.
+
+    Where `possible_values` is empty, any text is a value, and its hash says which entry it has.
+    """
 
     n_bins: int
     dim: int
-    possible_values: tuple[str, ...]
+    possible_values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,11 +79,16 @@ class LMConfig:
     context: int
     max_period: float = 10_000.0
     hidden_scale: float = 4.125
+    norm: str = "rms_norm_f32"
+    gating: str = "silu"
+    positional_embedding: str = "rope"
     existing_text_padding_id: int = 3
     depformer_dim: int = 1024
     depformer_num_heads: int = 16
     depformer_num_layers: int = 6
     depformer_dim_feedforward: int = 4224
+    depformer_pos_emb: str = "none"
+    depformer_max_period: float = 10_000.0
     depformer_weights_per_step_schedule: tuple[int, ...] | None = None
     depformer_low_rank_embeddings: int | None = None
     extra_heads_num_heads: int = 0
@@ -96,13 +117,14 @@ class LMConfig:
 
     @property
     def hidden_dim(self) -> int:
-        """Width of the temporal transformer's gated MLP."""
-        return 2 * int(self.hidden_scale * self.dim) // 3
+        """Width of the temporal transformer's MLP."""
+        feedforward = int(self.hidden_scale * self.dim)
+        return feedforward if self.gating == "none" else _gated_width(feedforward, self.dim)
 
     @property
     def depformer_hidden_dim(self) -> int:
         """Width of the depth transformer's gated MLP."""
-        return 2 * self.depformer_dim_feedforward // 3
+        return _gated_width(self.depformer_dim_feedforward, self.depformer_dim)
 
     @property
     def schedule(self) -> tuple[int, ...]:
@@ -136,9 +158,11 @@ class LMConfig:
         Raises:
             ConfigError: a key is missing or has a value that this package can't run.
         """
-        _require(data, "norm", ("rms_norm_f32", "rms_norm", "real_rms_norm_f32"))
-        _require(data, "gating", ("silu",))
-        _require(data, "positional_embedding", ("rope",))
+        if not _ARCHITECTURE.keys() & data.keys():
+            data = {**_ARCHITECTURE, "depformer_pos_emb": "sin", **data}
+        _require(data, "norm", tuple(NORM_EPS))
+        _require(data, "gating", ("silu", "none"))
+        _require(data, "positional_embedding", ("rope", "sin"))
         _require(data, "causal", (True,))
         _require(data, "layer_scale", (None,))
         _require(data, "cross_attention", (False, None))
@@ -146,7 +170,7 @@ class LMConfig:
             _require(data, key, (False, None))
         dep_q = _get(data, "dep_q", int)
         if dep_q:
-            _require(data, "depformer_pos_emb", ("none",))
+            _require(data, "depformer_pos_emb", ("none", "sin"))
             _require(data, "depformer_multi_linear", (True,))
             _require(data, "depformer_weights_per_step", (True,))
             _require(data, "depformer_layer_scale", (None,))
@@ -161,23 +185,30 @@ class LMConfig:
         if feedforward is None:
             feedforward = int(hidden_scale * depformer_dim)
         schedule = data.get("depformer_weights_per_step_schedule")
+        num_layers = _get(data, "num_layers", int)
+        max_period = float(_get(data, "max_period", (int, float), 10_000.0))
         config = cls(
             dim=_get(data, "dim", int),
             num_heads=_get(data, "num_heads", int),
-            num_layers=_get(data, "num_layers", int),
+            num_layers=num_layers,
             n_q=_get(data, "n_q", int),
             dep_q=dep_q,
             card=_get(data, "card", int),
             text_card=_get(data, "text_card", int),
             delays=tuple(_get(data, "delays", list)),
             context=_get(data, "context", int),
-            max_period=float(_get(data, "max_period", (int, float), 10_000.0)),
+            max_period=max_period,
             hidden_scale=hidden_scale,
+            norm=data.get("norm", cls.norm),
+            gating=data.get("gating", cls.gating),
+            positional_embedding=data.get("positional_embedding", cls.positional_embedding),
             existing_text_padding_id=_get(data, "existing_text_padding_id", int, 3),
             depformer_dim=depformer_dim,
             depformer_num_heads=_get(data, "depformer_num_heads", int, 16),
-            depformer_num_layers=_get(data, "depformer_num_layers", int, 0 if not dep_q else _MISSING),
+            depformer_num_layers=_get(data, "depformer_num_layers", int, num_layers if dep_q else 0),
             depformer_dim_feedforward=feedforward,
+            depformer_pos_emb=data.get("depformer_pos_emb", cls.depformer_pos_emb),
+            depformer_max_period=float(_get(data, "depformer_max_period", (int, float), max_period)),
             depformer_weights_per_step_schedule=tuple(schedule) if schedule else None,
             depformer_low_rank_embeddings=data.get("depformer_low_rank_embeddings"),
             extra_heads_num_heads=_get(data, "extra_heads_num_heads", int, 0),
@@ -218,8 +249,6 @@ def _conditioners(data: Mapping[str, Any], summed: Sequence[str]) -> dict[str, C
             raise ConfigError(f"config.json: conditioner '{name}' is not listed under fuser.sum.")
         lut = spec["lut"]
         values = tuple(lut.get("possible_values") or ())
-        if not values:
-            raise ConfigError(f"config.json: conditioner '{name}' lists no possible_values.")
         result[name] = ConditionerConfig(int(lut["n_bins"]), int(lut["dim"]), values)
     return result
 

@@ -17,6 +17,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from .config import NORM_EPS
+
 _MAX_COLUMNS = 2
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -76,6 +78,12 @@ class RMSNorm(nn.Module):
         return mx.fast.rms_norm(x, self.weight, self.eps)
 
 
+def make_norm(kind: str, width: int) -> nn.Module:
+    """The norm that `config.json` calls `kind`: root-mean-square, or layer norm with a bias."""
+    eps = NORM_EPS[kind]
+    return nn.LayerNorm(width, eps) if kind.startswith("layer_norm") else RMSNorm(width, eps)
+
+
 @mx.custom_function
 def turn(x: mx.array, phases: mx.array) -> mx.array:
     """Turn neighbouring pairs of `x` by the complex `phases`."""
@@ -127,6 +135,19 @@ class Rotary:
             offset=mx.tile(positions[:turned], B) if B > 1 else positions[:turned],
         ).reshape(B, turned, H, T, D)
         return rope if T == 1 else mx.concatenate([rope, qkv[:, 2:]], axis=1)
+
+
+class Sinusoid:
+    """Sinusoidal position embedding, added to a transformer's input: cosines, then sines."""
+
+    def __init__(self, width: int, max_period: float):
+        half = width // 2
+        self._frequencies = max_period ** (-np.arange(half, dtype=np.float64) / max(half - 1, 1))
+
+    def positions(self, start: int, length: int) -> mx.array:
+        """What to add at `length` positions from `start`, float32 [length, width]."""
+        angles = (start + np.arange(length, dtype=np.float64))[:, None] * self._frequencies
+        return mx.array(np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
 
 
 def window_mask(query_start: int, length: int, key_positions: np.ndarray, context: int) -> mx.array:

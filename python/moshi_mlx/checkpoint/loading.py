@@ -91,7 +91,8 @@ def load_lm_tensors(
         recipe = None
     if recipe is None:
         tensors = open_tensors(path)
-        return (to_mlx_layout(tensors, config) if file.layout == "pytorch" else tensors), file.quantization
+        renamed = tensors if file.layout == "mlx" else to_mlx_layout(tensors, config, file.layout)
+        return renamed, file.quantization
     arrays: dict[str, mx.array] = {}
     quantization: dict[str, Quantization] = {}
     for names, how, parts in quantized_tensors(file, recipe, progress):
@@ -135,7 +136,7 @@ def quantized_tensors(
     for source, items in work.items():
         array = tensors.pop(source)
         for (piece, how), names in items.items():
-            weight = piece.take(array) if file.layout == "pytorch" else array
+            weight = array if file.layout == "mlx" else piece.take(array)
             weight = weight if dtype is None else weight.astype(dtype)
             if how is None:
                 mx.eval(weight)
@@ -153,8 +154,8 @@ def quantized_tensors(
 def work_by_source(file: LMFile, recipe: Recipe) -> dict[str, dict[tuple[Piece, Quantization | None], list[str]]]:
     """The pieces to make of each tensor in the file, in the file's order: it is read once, front to back."""
     work: dict[str, dict[tuple[Piece, Quantization | None], list[str]]] = {}
-    for name, piece in pieces(file.config).items():
+    for name, piece in pieces(file.config, file.layout).items():
         how = recipe(name.removesuffix(".weight"), piece.shape) if name.endswith(".weight") else None
-        source = piece.source if file.layout == "pytorch" else name
+        source = name if file.layout == "mlx" else piece.source
         work.setdefault(source, {}).setdefault((piece, how), []).append(name)
     return dict(sorted(work.items(), key=lambda item: file.header.tensors[item[0]].start))

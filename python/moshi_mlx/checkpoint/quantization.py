@@ -67,7 +67,7 @@ Kind = Literal["attention", "mlp", "depformer", "embeddings", "heads"]
 
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("attention", re.compile(r"transformer\.layers\.\d+\.self_attn\.(in|out)_proj")),
-    ("mlp", re.compile(r"transformer\.layers\.\d+\.gating\.linear_(in|out)")),
+    ("mlp", re.compile(r"transformer\.layers\.\d+\.gating\.linear(_in|_out|1|2)")),
     ("embeddings", re.compile(r"text_emb|audio_embs\.\d+|depformer\.slices\.\d+\.emb")),
     ("heads", re.compile(r"text_linear|depformer\.slices\.\d+\.linear_out")),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
@@ -21,6 +22,7 @@ class Conditioner(nn.Module):
     def __init__(self, config: ConditionerConfig, width: int):
         super().__init__()
         self._values = config.possible_values
+        self._bins = config.n_bins
         self.embed = nn.Embedding(config.n_bins + 1, config.dim)
         self.output_proj = Linear(config.dim, width)
         self.learnt_padding = mx.zeros((1, 1, width))
@@ -36,10 +38,15 @@ class Conditioner(nn.Module):
             if value is None:
                 rows.append(self.learnt_padding[0])
                 continue
-            if value not in self._values:
-                raise InputError(f"Condition {name}={value!r} is unknown; possible are {', '.join(self._values)}.")
-            rows.append(self.output_proj(self.embed(mx.array([self._values.index(value)]))))
+            rows.append(self.output_proj(self.embed(mx.array([self._entry(name, value)]))))
         return mx.stack(rows)
+
+    def _entry(self, name: str, value: str) -> int:
+        if not self._values:  # published: any text has an entry, by its hash
+            return int(hashlib.sha256(value.encode()).hexdigest(), 16) % self._bins
+        if value not in self._values:
+            raise InputError(f"Condition {name}={value!r} is unknown; possible are {', '.join(self._values)}.")
+        return self._values.index(value)
 
 
 class ConditionProvider(nn.Module):

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import LMConfig
-from ..layers import Linear, merge_heads
+from ..layers import Linear, Sinusoid, merge_heads
 from .transformer import Block, embed
 
 # Picks the token of one slice from its logits [B, card]: (slice, logits) -> tokens [B].
@@ -39,7 +39,7 @@ class DepthSlice(nn.Module):
 
 
 class DepthTransformer(nn.Module):
-    """Slices in a chain, each seeing those before it; without positional embedding.
+    """Slices in a chain, each seeing those before it; without positional embedding, except where the config has one.
 
     Several slices may share one set of transformer weights (`config.schedule`).
     """
@@ -49,11 +49,15 @@ class DepthTransformer(nn.Module):
         self._schedule = config.schedule
         self._width = config.depformer_dim
         self._heads = config.depformer_num_heads
+        self._places: list[mx.array] | None = None
+        if config.depformer_pos_emb == "sin":
+            sinusoid = Sinusoid(config.depformer_dim, config.depformer_max_period)
+            self._places = [sinusoid.positions(s, 1) for s in range(config.dep_q)]
         # The temporal state's projections for all weight sets, in one product.
         self.linear_in = Linear(config.dim, config.num_weight_sets * config.depformer_dim)
         self.weight_sets = [
             [
-                Block(config.depformer_dim, config.depformer_num_heads, config.depformer_hidden_dim)
+                Block(config.depformer_dim, config.depformer_num_heads, config.depformer_hidden_dim, config.norm)
                 for _ in range(config.depformer_num_layers)
             ]
             for _ in range(config.num_weight_sets)
@@ -77,7 +81,7 @@ class DepthTransformer(nn.Module):
         token = text_token
         tokens = []
         for s, (slice_, weight_set) in enumerate(zip(self.slices, self._schedule, strict=True)):
-            x = inputs[:, :, weight_set] + slice_.embed_generated(token)[:, None]
+            x = self._placed(s, inputs[:, :, weight_set] + slice_.embed_generated(token)[:, None])
             for i, block in enumerate(self.weight_sets[weight_set]):
                 qkv = block.project(x)
                 if s == 0:
@@ -93,6 +97,10 @@ class DepthTransformer(nn.Module):
             tokens.append(token)
         return tokens
 
+    def _placed(self, s: int, x: mx.array) -> mx.array:
+        """Slice `s`'s input `x` [..., depformer_dim] with its position."""
+        return x if self._places is None else x + self._places[s].astype(x.dtype)
+
     def __call__(self, hidden: mx.array, tokens: mx.array) -> mx.array:
         """Teacher-forced logits.
 
@@ -106,7 +114,7 @@ class DepthTransformer(nn.Module):
         N, K = tokens.shape
         inputs = self.linear_in(hidden).reshape(N, -1, self._width)
         xs = [
-            inputs[:, weight_set] + slice_.embed(tokens[:, s])
+            self._placed(s, inputs[:, weight_set] + slice_.embed(tokens[:, s]))
             for s, (slice_, weight_set) in enumerate(zip(self.slices, self._schedule, strict=True))
         ]
         mask = mx.tril(mx.ones((K, K), dtype=mx.bool_))

@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from ..config import LMConfig
 from ..errors import InputError
-from ..layers import Linear, RMSNorm
+from ..layers import Linear, make_norm
 from .cache import KVCache, LayerCache
 from .conditions import ConditionProvider, Conditions
 from .depth import DepthTransformer
@@ -31,7 +31,7 @@ class LMOutput:
     """Teacher-forced predictions, aligned with the codes given: `logits[:, k, t]` predicts `codes[:, 1 + k, t]`.
 
     Attributes:
-        logits: float [B, dep_q, T, card], NaN where the mask is false; None without a depth transformer.
+        logits: float [B, dep_q, T, card], NaN where a delay leaves none; None without a depth transformer.
         text_logits: float [B, 1, T, text_card].
         mask: bool [B, dep_q, T], positions at which a loss may be taken.
         text_mask: bool [B, 1, T].
@@ -53,10 +53,8 @@ class LMModel(nn.Module):
         # One table for all codebooks, one after another, so that a step's lookups are one operation.
         self.audio_emb = nn.Embedding(config.n_q * (config.card + 1), config.dim)
         self._codebook_rows = mx.array([k * (config.card + 1) for k in range(config.n_q)], dtype=mx.int32)
-        self.transformer = TemporalTransformer(
-            config.dim, config.num_heads, config.hidden_dim, config.num_layers, config.context, config.max_period
-        )
-        self.out_norm = RMSNorm(config.dim)
+        self.transformer = TemporalTransformer(config)
+        self.out_norm = make_norm(config.norm, config.dim)
         self.text_linear = Linear(config.dim, config.text_card)
         if config.dep_q:
             self.depformer = DepthTransformer(config)
@@ -79,7 +77,8 @@ class LMModel(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """Type of the activations."""
-        return self.out_norm.weight.dtype
+        dtype: mx.Dtype = self.out_norm.weight.dtype
+        return dtype
 
     def make_state(self, batch_size: int = 1, kv_bits: int | None = None) -> KVCache:
         """An empty KV cache for `batch_size` conversations in lockstep, its numbers quantized to `kv_bits` (8 or 4).

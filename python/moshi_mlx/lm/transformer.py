@@ -6,7 +6,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..layers import Linear, RMSNorm, Rotary, attend, compiled, split_heads, window_mask
+from ..config import LMConfig
+from ..layers import Linear, Rotary, Sinusoid, attend, compiled, make_norm, split_heads, window_mask
 from .cache import KVCache, LayerCache, attend_cached, put
 
 
@@ -43,16 +44,33 @@ class GatedMLP(nn.Module):
         return self.linear_out(_gate(self.linear_in(x)))
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block, in the pieces around the attention that its two users need."""
+class PlainMLP(nn.Module):
+    """A feed-forward layer without a gate, GELU between its two products."""
 
-    def __init__(self, width: int, heads: int, hidden: int):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.linear1 = Linear(width, hidden)
+        self.linear2 = Linear(hidden, width)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear2(nn.gelu(self.linear1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, in the pieces around the attention that its two users need.
+
+    Args:
+        width, heads, hidden: of activations, of the attention, of the MLP.
+        norm, gating: as `config.json` names them.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, norm: str, gating: str = "silu"):
         super().__init__()
         self._heads = heads
-        self.norm1 = RMSNorm(width)
-        self.norm2 = RMSNorm(width)
+        self.norm1 = make_norm(norm, width)
+        self.norm2 = make_norm(norm, width)
         self.self_attn = Attention(width)
-        self.gating = GatedMLP(width, hidden)
+        self.gating = PlainMLP(width, hidden) if gating == "none" else GatedMLP(width, hidden)
 
     def project(self, x: mx.array) -> mx.array:
         """Queries, keys and values [B, 3, H, T, head_dim] of `x` [B, T, D]."""
@@ -71,11 +89,15 @@ class Block(nn.Module):
 class TemporalTransformer(nn.Module):
     """Causal transformer over steps, each seeing itself and the `context - 1` steps before it."""
 
-    def __init__(self, width: int, heads: int, hidden: int, layers: int, context: int, max_period: float):
+    def __init__(self, config: LMConfig):
         super().__init__()
-        self._context = context
-        self._rotary = Rotary(width // heads, max_period)
-        self.layers = [Block(width, heads, hidden) for _ in range(layers)]
+        width, heads = config.dim, config.num_heads
+        self._context = config.context
+        self._rotary = Rotary(width // heads, config.max_period) if config.positional_embedding == "rope" else None
+        self._positional = self._rotary or Sinusoid(width, config.max_period)
+        self.layers = [
+            Block(width, heads, config.hidden_dim, config.norm, config.gating) for _ in range(config.num_layers)
+        ]
 
     def __call__(self, x: mx.array, state: KVCache | None = None) -> mx.array:
         """Hidden states [B, T, D] of inputs `x` [B, T, D], continuing `state` and moving it on."""
@@ -83,9 +105,11 @@ class TemporalTransformer(nn.Module):
         start = state.offset if state else 0
         past = state.slot_positions() if state else np.zeros((0,), dtype=np.int64)
         mask = window_mask(start, T, np.concatenate([past, start + np.arange(T)]), self._context)
-        positions = self._rotary.positions(start, T)
+        positions = self._positional.positions(start, T)
+        if self._rotary is None:
+            x = x + positions.astype(x.dtype)
         for i, block in enumerate(self.layers):
-            qkv = self._rotary(block.project(x), positions)
+            qkv = self._turned(block.project(x), positions)
             keys_values = qkv[:, 1:]
             if state:
                 keys_values = mx.concatenate([state.read(i, qkv.shape[-1]), keys_values], axis=3)
@@ -111,6 +135,8 @@ class TemporalTransformer(nn.Module):
         """
         new_cache = []
         places = where.places
+        if self._rotary is None:
+            x = x + mx.stack([place.positions for place in places]).astype(x.dtype)
         for block, kept in zip(self.layers, cache, strict=True):
             qkv = block.project(x)
             parts = [qkv] if len(places) == 1 else mx.split(qkv, len(places))
@@ -118,7 +144,7 @@ class TemporalTransformer(nn.Module):
             new_kept: LayerCache = ()
             attended = []
             for row, (place, part) in enumerate(zip(places, parts, strict=True)):
-                part = self._rotary(part, place.positions)
+                part = self._turned(part, place.positions)
                 own = put(kept[row * size : (row + 1) * size], part[:, 1:], place.slot)
                 new_kept += own
                 attended.append(attend_cached(part[:, 0], own, window, place.mask))
@@ -130,11 +156,14 @@ class TemporalTransformer(nn.Module):
         """What `step` needs to know of step number `offset`."""
         mask = mx.array(np.arange(window) <= offset) if offset < window else mx.ones((window,), dtype=mx.bool_)
         slot = mx.array([offset % self._context], dtype=mx.int32)
-        return StepPosition(self._rotary.positions(offset, 1), slot, mask)
+        return StepPosition(self._positional.positions(offset, 1), slot, mask)
+
+    def _turned(self, qkv: mx.array, positions: mx.array) -> mx.array:
+        return qkv if self._rotary is None else self._rotary(qkv, positions)
 
 
 class StepPosition(tuple[mx.array, ...]):
-    """A step's rotary positions, cache slot and visible slots, as a tree of arrays; of several rows, row after row."""
+    """What a step's position embedding takes, its cache slot and visible slots; of several rows, row after row."""
 
     def __new__(cls, *arrays: mx.array) -> StepPosition:
         return super().__new__(cls, arrays)
@@ -146,7 +175,7 @@ class StepPosition(tuple[mx.array, ...]):
 
     @property
     def positions(self) -> mx.array:
-        """Rotary positions of the step."""
+        """What the position embedding takes of the step."""
         return self[0]
 
     @property

@@ -17,7 +17,10 @@ from .model import LMModel
 if TYPE_CHECKING:
     from ..checkpoint.quantization import Quantization
 
-_BLOCK = ("self_attn.in_proj", "self_attn.out_proj", "gating.linear_in", "gating.linear_out", "norm1", "norm2")
+_GATED = ("gating.linear_in", "gating.linear_out")
+_PLAIN = ("gating.linear1", "gating.linear2")
+_BLOCK = ("self_attn.in_proj", "self_attn.out_proj", "norm1", "norm2")
+_LEAVES = ("weight", "bias", "scales", "biases")
 
 
 def published_names(config: LMConfig) -> dict[str, list[str]]:
@@ -29,7 +32,7 @@ def published_names(config: LMConfig) -> dict[str, list[str]]:
         "text_linear": ["text_linear"],
     }
     for i in range(config.num_layers):
-        for part in _BLOCK:
+        for part in (*_BLOCK, *(_PLAIN if config.gating == "none" else _GATED)):
             names[f"transformer.layers.{i}.{part}"] = [f"transformer.layers.{i}.{part}"]
     for s in range(config.dep_q):
         names[f"depformer.slices.{s}.emb"] = [f"depformer.slices.{s}.emb"]
@@ -42,7 +45,7 @@ def published_names(config: LMConfig) -> dict[str, list[str]]:
         names["depformer.linear_in"] = [f"depformer.slices.{s}.linear_in" for s in first]
     for w, s in enumerate(first):
         for i in range(config.depformer_num_layers):
-            for part in _BLOCK:
+            for part in (*_BLOCK, *_GATED):
                 names[f"depformer.weight_sets.{w}.{i}.{part}"] = [f"depformer.slices.{s}.transformer.layers.{i}.{part}"]
     for i in range(config.extra_heads_num_heads):
         names[f"extra_heads.{i}"] = [f"extra_heads.{i}"]
@@ -81,7 +84,7 @@ def build(
     weights: list[tuple[str, mx.array]] = []
     for module_name, sources in published_names(config).items():
         how = _common_how(sources, quantization)
-        leaves = {leaf for name in sources for leaf in ("weight", "scales", "biases") if f"{name}.{leaf}" in tensors}
+        leaves = {leaf for name in sources for leaf in _LEAVES if f"{name}.{leaf}" in tensors}
         if f"{sources[0]}.learnt_padding" in tensors:
             leaves = {"learnt_padding"}
         parts = {leaf: _stack([take(f"{name}.{leaf}") for name in sources]) for leaf in leaves}
@@ -107,7 +110,7 @@ def export(model: LMModel) -> dict[str, mx.array]:
     parameters = arrays_of(model.parameters())
     tensors: dict[str, mx.array] = {}
     for module_name, targets in published_names(config).items():
-        for leaf in ("weight", "learnt_padding"):
+        for leaf in ("weight", "bias", "learnt_padding"):
             array = parameters.get(f"{module_name}.{leaf}")
             if array is None:
                 continue

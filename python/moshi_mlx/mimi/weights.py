@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ import mlx.core as mx
 from ..config import MimiConfig, read_config
 from ..errors import CheckpointError
 
+_SAVED_NOW = re.compile(r"\.self_attn\.in_projs\.0\.weight$")
 _CODEBOOK_FILES = ("tokenizer*.safetensors", "mimi*.safetensors")
 
 
@@ -119,12 +121,21 @@ def read_weights(path: Path, config: MimiConfig) -> dict[str, mx.array]:
     """
     from ..checkpoint import TensorSpec, check_tensors, open_tensors, read_header
 
+    found = read_header(path).tensors
     shapes = expected_tensors(config)
+    stored = {name: _as_saved_now(name) for name in shapes} if any(map(_SAVED_NOW.search, found)) else {}
     check_tensors(
-        {name: TensorSpec(shape) for name, shape in shapes.items()},
-        read_header(path).tensors,
+        {stored.get(name, name): TensorSpec(shape) for name, shape in shapes.items()},
+        found,
         path,
         optional=[name for name in shapes if name.endswith("._initialized")],
         what="a Mimi codec of the expected shape",
     )
-    return open_tensors(path)
+    tensors = open_tensors(path)
+    return {name: tensors[stored[name]] for name in shapes if stored[name] in tensors} if stored else tensors
+
+
+def _as_saved_now(name: str) -> str:
+    """What the published implementation calls a tensor since it numbers an attention's projections."""
+    name = name.replace("self_attn.in_proj_weight", "self_attn.in_projs.0.weight")
+    return name.replace("self_attn.out_proj.weight", "self_attn.out_projs.0.weight")
