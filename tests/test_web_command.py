@@ -83,6 +83,17 @@ def test_it_listens_for_this_machine_only_and_ends_when_asked(start: Start, endi
     assert process.stderr is not None and "Traceback" not in process.stderr.read()
 
 
+def test_an_address_of_version_6_can_be_listened_at(start: Start) -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("no IPv6 here")
+    process, address = start("--host", "::1")
+    assert re.fullmatch(r"http://\[::1\]:\d+/", address)
+    assert listening(process.pid) == ["::1"]
+
+
 def listening(process: int) -> list[str]:
     """Addresses at which a process listens."""
     if not Path("/proc/net/tcp").exists():

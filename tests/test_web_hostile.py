@@ -1,6 +1,7 @@
 """Ill will: it ends its own session with a reason, and nobody else notices."""
 
 import asyncio
+import json
 import random
 import ssl
 import struct
@@ -9,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from web_clients import SILENCE, ChatClient, House, RawClient, opus_headers
+from web_clients import PATIENCE, SILENCE, ChatClient, House, RawClient, opus_headers
 
 from moshi_mlx.errors import InputError
 from moshi_mlx.web.access import Access, is_local, make_token
-from moshi_mlx.web.ogg import write_page
+from moshi_mlx.web.connection import Connection, Ending
+from moshi_mlx.web.ogg import checksum, write_page
 from moshi_mlx.web.pages import Pages
+from moshi_mlx.web.stream import StreamDialect
 from moshi_mlx.web.tls import load_context, own_certificate
 
 CHANCE = random.Random(3)
@@ -97,6 +100,114 @@ def test_a_hostile_stream_message_ends_that_session_with_a_reason(
     asyncio.run(talk())
 
 
+@pytest.mark.parametrize("id", ['"\\ud800"', "1e999", "NaN", "1" + 400 * "0"])
+def test_what_json_cannot_say_is_no_failure_of_the_server(house: House, id: str) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    async def talk() -> None:
+        async with house.open() as address, address.stream() as client:
+            await client.until("ready")
+            await client.socket.send_str(f'{{"type": "ping", "id": {id}}}')
+            pong = json.loads((await client.socket.receive()).data, parse_constant=refuse)
+            assert pong["type"] == "pong"
+            assert await address.metric("moshi_server_errors_total") == 0
+
+    asyncio.run(talk())
+
+
+def test_a_message_that_swells_to_hours_of_sound_is_refused_before_it_is_decoded(house: House) -> None:
+    packets = bytes(255 * [2]) + 255 * b"\x0b\x06"  # each 120 ms in two bytes
+    header = struct.pack("<4sBBqIII", b"OggS", 0, 0, 0, 7, 2, 0) + b"\xff"
+    page = header + packets
+    page = page[:22] + struct.pack("<I", checksum(page)) + page[26:]
+
+    async def talk() -> None:
+        async with house.open() as address, address.chat() as client:
+            await client.until(0)
+            await client.socket.send_bytes(b"\x01" + opus_headers() + page)  # 30 s in 800 bytes
+            assert await client.until_closed() == 1009
+            assert "10 s of sound" in client.error
+
+    asyncio.run(talk())
+
+
+def test_more_sound_than_anyone_can_say_is_refused_however_few_its_bytes(house: House) -> None:
+    async def talk() -> None:
+        async with house.open(burst_seconds=1.0) as address, address.stream(format="opus") as client:
+            await client.until("ready")
+            for _ in range(100):
+                await client.socket.send_bytes(b"\x0b\x06")
+            assert "Too much sound" in (await client.until("error"))["message"]
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("opcode", [pytest.param(9, id="pings"), pytest.param(10, id="pongs")])
+def test_a_flood_of_control_frames_ends_its_connection(house: House, opcode: int) -> None:
+    async def talk() -> None:
+        async with house.open(messages_per_second=50.0, burst_seconds=2.0) as address:
+            raw = RawClient(address.port, "/api/stream")
+            await address.until("moshi_sessions", 1)
+            for _ in range(200):
+                raw.send(opcode, b"")
+            assert b"Too many messages" in await raw.until_closed()
+            await address.until("moshi_sessions", 0)
+
+    asyncio.run(talk())
+
+
+def test_pings_are_answered(house: House) -> None:
+    async def talk() -> None:
+        async with house.open() as address:
+            raw = RawClient(address.port, "/api/chat")
+            raw.send(9, b"are you there")
+            raw.send(8, b"\x03\xe8")
+            assert b"\x8a\x0dare you there" in await raw.until_closed()
+
+    asyncio.run(talk())
+
+
+class Gate:
+    """A socket whose every message is sent when the gate opens."""
+
+    closed, close_code = False, None
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+
+    def __aiter__(self) -> "Gate":
+        return self
+
+    async def __anext__(self) -> object:
+        await asyncio.Event().wait()
+        raise StopAsyncIteration
+
+    async def send_str(self, message: str) -> None:
+        await self.open.wait()
+
+    async def close(self, **reason: object) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_connection_that_ends_as_a_message_is_sent_frees_its_seat(house: House, turns: int) -> None:
+    async def talk() -> None:
+        async with house.open() as address:
+            gate = Gate()
+            connection = Connection(address.server, gate, StreamDialect("s16"))  # type: ignore[arg-type]
+            running = asyncio.ensure_future(connection.run())
+            await address.until("moshi_sessions", 1)
+            connection.end(Ending("closing", "Over."))
+            for _ in range(turns):  # turns of the event loop between the end and what was sent at last
+                await asyncio.sleep(0)
+            gate.open.set()
+            await asyncio.wait_for(running, 10)
+            await address.until("moshi_sessions", 0)
+
+    asyncio.run(talk())
+
+
 def test_who_sends_far_faster_than_speech_is_shown_the_door(house: House) -> None:
     async def talk() -> None:
         async with house.open(messages_per_second=50.0, burst_seconds=2.0) as address, address.stream() as client:
@@ -168,6 +279,26 @@ def test_a_conversation_has_a_longest_time(house: House) -> None:
             while (event := await client.next())["type"] != "error":  # type: ignore[index]
                 await client.say()
             assert event is not None and event["code"] == "time-over"
+
+    asyncio.run(talk())
+
+
+def test_a_conversation_gets_no_longer_by_coming_back_to_it(house: House) -> None:
+    async def talk() -> None:
+        async with house.open(session_seconds=2.0) as address:
+            token, began = None, time.monotonic()
+            while time.monotonic() - began < PATIENCE:
+                async with address.stream(**({"session": token} if token else {})) as client:
+                    event = await client.next()
+                    assert event is not None and event["type"] == "ready"
+                    if token is not None and event["session"] != token:
+                        return  # the first one's time was over
+                    token = event["session"]
+                    left = time.monotonic() + 0.6
+                    while time.monotonic() < left:
+                        await client.say()
+                        await asyncio.sleep(0.08)
+            raise AssertionError("it never ends")
 
     asyncio.run(talk())
 
@@ -257,6 +388,30 @@ def test_pages_of_this_server_and_allowed_ones_are_let_in(house: House) -> None:
     asyncio.run(talk())
 
 
+def test_a_name_in_no_known_letters_is_refused_like_any_other(house: House) -> None:
+    async def talk() -> None:
+        async with house.open() as address:
+            reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: \xff\xfe\r\nConnection: close\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 403")
+            writer.close()
+
+    asyncio.run(talk())
+
+
+def test_what_is_no_http_leaves_no_traceback_in_the_log(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    async def talk() -> None:
+        async with house.open() as address:
+            for request in (CHANCE.randbytes(500), b"GET / HTTP/1.1\r\nX: " + bytes(20000)):
+                reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
+                writer.write(request)
+                assert (await reader.read()).startswith(b"HTTP/1.0 400")
+                writer.close()
+
+    asyncio.run(talk())
+    assert not caplog.records, caplog.text
+
+
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "192.168.1.2"])
 def test_a_name_made_to_point_here_is_refused(house: House, host: str) -> None:
     async def talk() -> None:
@@ -328,6 +483,17 @@ def test_responses_carry_what_keeps_a_browser_safe(house: House) -> None:
             assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
             assert answer.headers["Referrer-Policy"] == "no-referrer"
+
+    asyncio.run(talk())
+
+
+def test_another_page_has_rules_of_its_own(house: House, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<script>inline</script>")
+
+    async def talk() -> None:
+        async with house.open(pages=Pages(tmp_path)) as address, address.http.get(address.url + "/") as answer:
+            assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
     asyncio.run(talk())
 

@@ -51,12 +51,16 @@ class House:
 
     @asynccontextmanager
     async def open(
-        self, access: Access | None = None, speaker: Callable[[], Any] | None = None, **limits: Any
+        self,
+        access: Access | None = None,
+        speaker: Callable[[], Any] | None = None,
+        pages: Pages | None = None,
+        **limits: Any,
     ) -> AsyncIterator[Address]:
         self.metrics = Metrics()
         settings = Limits(**{"max_sessions": 2, **limits})
         make = speaker or self.make_speaker
-        server = Server(self.worker, make, self.metrics, "untrained", settings, access, Pages(BUILT))
+        server = Server(self.worker, make, self.metrics, "untrained", settings, access, pages or Pages(BUILT))
         port = await server.start("localhost", 0)
         try:
             async with aiohttp.ClientSession() as http:

@@ -73,7 +73,14 @@ function download(file: Blob, kind: string): void {
   link.download = `moshi-${date}-${two(now.getHours())}${two(now.getMinutes())}.${kind}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-  save.open = false;
+  shut(save);
+}
+
+/** Close a menu; the keyboard goes on from its button. */
+function shut(menu: HTMLDetailsElement): void {
+  const inside = menu.contains(document.activeElement);
+  menu.open = false;
+  if (inside) menu.querySelector("summary")!.focus();
 }
 
 byId("talk").onclick = () => (running ? conversation?.stop() : start());
@@ -91,7 +98,7 @@ microphone.onchange = echo.onchange = () => running && void conversation?.change
 navigator.mediaDevices?.addEventListener("devicechange", () => void listMicrophones());
 
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") for (const menu of document.querySelectorAll("details[open]")) menu.removeAttribute("open");
+  if (event.key === "Escape") for (const menu of document.querySelectorAll<HTMLDetailsElement>("details[open]")) shut(menu);
   const typing = event.target instanceof HTMLSelectElement || event.target instanceof HTMLInputElement;
   if (typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key.toLowerCase() === "s") byId("talk").click();

@@ -5,6 +5,8 @@ interface Column {
 
 interface Word {
   text: string;
+  said: number;
+  /** Where it stands on the line of time: at `said`, or after the word before it. */
   time: number;
   width: number;
 }
@@ -34,7 +36,10 @@ export class Ribbon {
       this.draw();
     };
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", restyle);
-    new ResizeObserver(() => this.draw()).observe(canvas);
+    new ResizeObserver(() => {
+      this.arrange();
+      this.draw();
+    }).observe(canvas);
     restyle();
     let drawn = 0;
     const loop = (now: number) => {
@@ -79,12 +84,24 @@ export class Ribbon {
       last.width = this.measure(last.text);
       return;
     }
-    const after = last ? last.time + (last.width + 8) / this.scale : 0;
+    const after = this.after(last);
     // Where words come faster than they have room, they go on to the right; those too far from their sound are left out.
     this.leftOut = after > time + 0.6;
     if (this.leftOut) return;
-    this.words.push({ text: text.trim(), time: Math.max(time, after), width: this.measure(text.trim()) });
+    this.words.push({ text: text.trim(), said: time, time: Math.max(time, after), width: this.measure(text.trim()) });
     if (this.words.length > 80) this.words.shift();
+  }
+
+  private after(word: Word | undefined): number {
+    return word ? word.time + (word.width + 8) / this.scale : 0;
+  }
+
+  /** Give the words their places anew, for another scale or size of letters. */
+  private arrange(): void {
+    this.words.forEach((word, index) => {
+      word.width = this.measure(word.text);
+      word.time = Math.max(word.said, this.after(this.words[index - 1]));
+    });
   }
 
   private get scale(): number {
@@ -114,7 +131,7 @@ export class Ribbon {
     const middle = Math.round(height * 0.56);
     context.fillStyle = colours.line;
     context.fillRect(0, middle, width, 1);
-    const edge = width - Math.min(110, width * 0.14);
+    const edge = width - Math.max(58, Math.min(110, width * 0.14));
     if (!this.clock) return this.drawPicture(edge, height, middle);
 
     const now = this.clock() - DELAY;

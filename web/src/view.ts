@@ -32,7 +32,8 @@ const NOTICES: Record<string, [title: string, text: string]> = {
 
 export class View {
   private readonly entries = new Map<Entry, HTMLLIElement>();
-  private readonly list = byId<HTMLOListElement>("transcript");
+  private readonly list = byId("transcript");
+  private readonly items = this.list.querySelector("ol")!;
   private liveText = "Live";
 
   state(state: State): void {
@@ -107,7 +108,7 @@ export class View {
   clear(): void {
     this.entries.clear();
     document.body.classList.remove("measured");
-    this.list.replaceChildren();
+    this.items.replaceChildren();
   }
 
   private status(text: string): void {
@@ -181,7 +182,7 @@ export class View {
       item.append(time, document.createElement("p"));
       const later = [...this.entries].find(([other]) => other.start > entry.start)?.[1];
       if (later) later.before(item);
-      else this.list.append(item);
+      else this.items.append(item);
       this.entries.set(entry, item);
     }
     return item;

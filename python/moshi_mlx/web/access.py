@@ -44,7 +44,7 @@ class Access:
         except ValueError:
             host = ""
         if self.token is None and not is_local(host):
-            raise web.HTTPForbidden(text=f"This server is for this machine only; it isn't called {host or 'that'}.\n")
+            raise web.HTTPForbidden(text=f"This server is for this machine only; it isn't called {host!a}.\n")
         origin = request.headers.get("Origin")
         if origin is None or origin in self._origins:
             return

@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Callable
 
 from aiohttp import WSCloseCode, web
+from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from ..errors import InputError, MoshiError
@@ -110,6 +111,7 @@ class Server:
         runner = web.AppRunner(
             self.make_app(),
             access_log=None,
+            logger=_http_log,
             keepalive_timeout=self.limits.header_seconds,
             shutdown_timeout=_SHUTDOWN_SECONDS,
         )
@@ -162,7 +164,12 @@ class Server:
         # Larger messages than `message_bytes` are still read, up to this, to tell the client what's wrong with them.
         longest = max(2 << 20, limits.message_bytes)
         channel = web.WebSocketResponse(
-            heartbeat=limits.heartbeat_seconds, compress=False, max_msg_size=longest, timeout=2, writer_limit=4096
+            heartbeat=limits.heartbeat_seconds,
+            autoping=False,  # the connection answers pings, and counts them
+            compress=False,
+            max_msg_size=longest,
+            timeout=2,
+            writer_limit=4096,
         )
         if not channel.can_prepare(request).ok:
             raise web.HTTPUpgradeRequired(text="This address speaks WebSocket.\n", headers={"Upgrade": "websocket"})
@@ -193,6 +200,17 @@ class Server:
         return web.Response(
             body=self.metrics.text().encode(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
+
+
+class _Malformed(logging.Filter):
+    """Keeps what clients send that is no HTTP out of the log: it's answered, and nothing here failed."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+_http_log = logging.getLogger(f"{__name__}.http")
+_http_log.addFilter(_Malformed())
 
 
 def _at_the_door(server: Server) -> Middleware:

@@ -12,16 +12,17 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from ..config import FRAME_SIZE
+from ..config import FRAME_SIZE, SAMPLE_RATE
 from ..session import Frame
 from .desk import BusyError, Seat
-from .ogg import StreamError
+from .ogg import StreamError, TooLargeError
 from .worker import Sound
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class Connection:
         self._noted_dropped = 0
         self._last_heard = time.monotonic()
         self._over: asyncio.Future[Ending | None] = asyncio.get_running_loop().create_future()
+        self._restarting: Future[None] | None = None
         self.forget = False  # set by a client that won't come back
 
     async def run(self) -> None:
@@ -173,13 +175,14 @@ class Connection:
         if isinstance(error, StreamError):
             self.forget = True
             metrics.add("moshi_client_errors_total")
-            close = WSCloseCode.MESSAGE_TOO_BIG if "too large" in str(error) else WSCloseCode.POLICY_VIOLATION
+            too_large = isinstance(error, TooLargeError)
+            close = WSCloseCode.MESSAGE_TOO_BIG if too_large else WSCloseCode.POLICY_VIOLATION
             return Ending("bad-stream", str(error), close)
         if isinstance(error, BusyError):
             metrics.add("moshi_refused_total")
             return Ending("busy", f"The server is busy: {error}", WSCloseCode.TRY_AGAIN_LATER)
-        if isinstance(error, (ConnectionError, asyncio.TimeoutError)):
-            return Ending("stalled", "The connection is too slow to go on.", WSCloseCode.POLICY_VIOLATION)
+        if isinstance(error, ConnectionError):
+            return None
         if error is not None:
             log.error("a connection failed", exc_info=error)
             metrics.add("moshi_server_errors_total")
@@ -205,7 +208,7 @@ class Connection:
         self._outbox.say(self._dialect.ready(seat, self._server.model))
         self._buffer = self._buffer[:0]
         worker.add(conversation)
-        started = self._last_heard = time.monotonic()
+        self._last_heard = time.monotonic()
         while True:
             await asyncio.sleep(min(1.0, limits.idle_seconds / 4, limits.session_seconds / 4))
             now = time.monotonic()
@@ -213,7 +216,7 @@ class Connection:
                 self.forget = True
                 text = f"No sound came for {limits.idle_seconds:g} s; the place goes to the next."
                 self.end(Ending("idle", text, WSCloseCode.POLICY_VIOLATION))
-            elif now - started > limits.session_seconds:
+            elif now - seat.began > limits.session_seconds:
                 self.forget = True
                 text = f"A conversation may last {limits.session_seconds / 60:g} minutes; start another."
                 self.end(Ending("time-over", text, WSCloseCode.POLICY_VIOLATION))
@@ -224,22 +227,27 @@ class Connection:
         self.end(Ending("replaced", text, WSCloseCode.POLICY_VIOLATION))
 
     def restart(self) -> None:
-        """Begin the conversation anew, in the same seat."""
-        if self._seat is not None:
-            self._server.worker.call(self._seat.conversation.restart)
+        """Begin the conversation anew, in the same seat; asked for again before that is done, it's done once."""
+        if self._seat is not None and (self._restarting is None or self._restarting.done()):
+            self._restarting = self._server.worker.call(self._seat.conversation.restart)
 
     async def _read(self) -> None:
         """Take what the client sends until it ends the connection."""
         rate = self._server.rate_limit()
         async for message in self._socket:
+            if message.type is WSMsgType.ERROR:
+                return  # no WebSocket any more; it's closed
+            rate.add(len(message.data), time.monotonic())
             if message.type is WSMsgType.BINARY:
-                rate.add(len(message.data), time.monotonic())
-                self._hear(self._dialect.hear(message.data))
+                sound = self._dialect.hear(message.data)
+                rate.hear(len(sound) / SAMPLE_RATE)
+                self._hear(sound)
             elif message.type is WSMsgType.TEXT:
-                rate.add(len(message.data), time.monotonic())
                 answer = list(self._dialect.told(message.data, self))
                 if answer:
                     self._outbox.say(answer)
+            elif message.type is WSMsgType.PING:
+                await self._socket.pong(message.data)
             if self.forget:
                 return
 
@@ -277,12 +285,19 @@ class Connection:
             self._over.set_result(ending)
 
     async def _send(self) -> None:
-        """Send what waits; a client that reads nothing for too long raises asyncio.TimeoutError."""
+        """Send what waits; the connection ends where the client reads nothing for too long."""
+        stalled = Ending("stalled", "The connection is too slow to go on.", WSCloseCode.POLICY_VIOLATION)
+        loop, patience = asyncio.get_running_loop(), self._server.limits.stalled_seconds
         while True:
             item = await self._outbox.next()
             messages = self._dialect.speak(item) if isinstance(item, Answer) else item
             for message in messages:
-                await asyncio.wait_for(self._send_one(message), self._server.limits.stalled_seconds)
+                # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes as the message is sent.
+                timer = loop.call_later(patience, self.end, stalled)
+                try:
+                    await self._send_one(message)
+                finally:
+                    timer.cancel()
 
     async def _send_one(self, message: Message) -> None:
         if isinstance(message, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class Seat:
     holder: Holder | None = None
     expiry: asyncio.TimerHandle | None = field(default=None, repr=False)
     said_goodbye: bool = False
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def kept(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .ogg import StreamError
+from .ogg import StreamError, TooLargeError
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,18 @@ class Limits:
     message_bytes: int = 1 << 18
     bytes_per_second: float = 4 * 96_000  # four times float32 sound in real time
     messages_per_second: float = 500.0
+    sound_per_second: float = 8.0  # seconds of sound: Opus says much in few bytes
     burst_seconds: float = 10.0
     max_lag: float = 0.4  # of a user's frame before it's stale
     outgoing_frames: int = 25
 
 
 class RateLimit:
-    """A leaking bucket for bytes and messages: bursts of `burst_seconds` are fine, more isn't."""
+    """A leaking bucket for bytes, messages and sound: bursts of `burst_seconds` are fine, more isn't."""
 
     def __init__(self, limits: Limits):
         self._limits = limits
-        self._bytes = self._messages = 0.0
+        self._bytes = self._messages = self._sound = 0.0
         self._last: float | None = None
 
     def add(self, size: int, now: float) -> None:
@@ -44,12 +45,23 @@ class RateLimit:
         """
         limits = self._limits
         if size > limits.message_bytes:
-            raise StreamError(f"A message of {size} bytes is too large; send at most {limits.message_bytes}.")
+            raise TooLargeError(f"A message of {size} bytes is too large; send at most {limits.message_bytes}.")
         passed = now - self._last if self._last is not None else 0.0
         self._last = now
         self._bytes = max(0.0, self._bytes - passed * limits.bytes_per_second) + size
         self._messages = max(0.0, self._messages - passed * limits.messages_per_second) + 1
+        self._sound = max(0.0, self._sound - passed * limits.sound_per_second)
         if self._bytes > limits.bytes_per_second * limits.burst_seconds:
             raise StreamError("Too many bytes at a time; send sound at the speed of speech.")
         if self._messages > limits.messages_per_second * limits.burst_seconds:
             raise StreamError("Too many messages at a time; send frames of 20 to 80 ms.")
+
+    def hear(self, seconds: float) -> None:
+        """Count the sound of the message that was added last.
+
+        Raises:
+            StreamError: it's more than the rate allows.
+        """
+        self._sound += seconds
+        if self._sound > self._limits.sound_per_second * self._limits.burst_seconds:
+            raise StreamError("Too much sound at a time; send it at the speed of speech.")

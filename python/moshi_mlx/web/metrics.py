@@ -73,5 +73,5 @@ class Metrics:
         for name, count in self._counts.items():
             lines += [f"# HELP {name} {self._about[name]}", f"# TYPE {name} counter", f"{name} {count}"]
         for name, (about, kind, read) in self._gauges.items():
-            lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}", f"{name} {read():g}"]
+            lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}", f"{name} {read()!r}"]
         return "\n".join([*lines, *self.step_seconds.lines(), *self.wait_seconds.lines(), ""])

@@ -21,6 +21,10 @@ class StreamError(InputError):
     """A client's audio isn't the stream that it should be."""
 
 
+class TooLargeError(StreamError):
+    """A client sent more at a time than it may."""
+
+
 @dataclass(frozen=True)
 class Packet:
     """A packet of an Ogg stream; `first` is True for the one that opens a logical stream."""

@@ -14,12 +14,13 @@ import numpy.typing as npt
 import sphn  # type: ignore[import-untyped]
 
 from ..config import SAMPLE_RATE
-from .ogg import FIRST, OggReader, StreamError, write_page
+from .ogg import FIRST, OggReader, StreamError, TooLargeError, write_page
 
 Sound = npt.NDArray[np.float32]
 
 LONGEST_PACKET = 1 << 14
 _LONGEST_TAGS = 1 << 16
+_LONGEST_PIECE_MS = 10_000  # two bytes can stand for 120 ms
 _SILK_MS = (10.0, 20.0, 40.0, 60.0)
 _HYBRID_MS = (10.0, 20.0)
 _CELT_MS = (2.5, 5.0, 10.0, 20.0)
@@ -93,6 +94,7 @@ class OggDecoder:
             StreamError: the bytes are no Ogg/Opus stream.
         """
         sounds = []
+        ms = 0.0
         for packet in self._ogg.feed(piece):
             if packet.first:
                 self._check_head(packet.data)
@@ -102,6 +104,9 @@ class OggDecoder:
                 if not packet.data.startswith(b"OpusTags"):
                     raise StreamError("The second packet of an Opus stream should be its OpusTags header.")
             elif self._packets is not None:
+                ms += packet_ms(packet.data)
+                if ms > _LONGEST_PIECE_MS:
+                    raise TooLargeError(f"A message holds over {_LONGEST_PIECE_MS / 1e3:g} s of sound; send less.")
                 sounds.append(self._packets.feed(packet.data))
         return np.concatenate(sounds) if sounds else _NOTHING
 

@@ -28,6 +28,8 @@ class Pages:
             if path.is_file() and not hidden and path.resolve().is_relative_to(root):
                 self._files[name] = path
         self._files[""] = root / "index.html"
+        # The rules of this package's page; another may need WebAssembly, workers from blobs, or fonts from elsewhere.
+        self._rules = {} if root == BUILT.resolve() else {"Content-Security-Policy": "frame-ancestors 'none'"}
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer a request for a file."""
@@ -35,4 +37,4 @@ class Pages:
         if path is None:
             raise web.HTTPNotFound(text="There is no such page.\n")
         kind = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        return web.FileResponse(path, headers={"Content-Type": kind, "Cache-Control": "no-cache"})
+        return web.FileResponse(path, headers={"Content-Type": kind, "Cache-Control": "no-cache", **self._rules})

@@ -68,8 +68,9 @@ def serve(args: argparse.Namespace) -> int:
 
 def _check_port(host: str, port: int) -> None:
     """Find out that the port is taken before a model is loaded, not after."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port)).close()
+        socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError) as error:
         raise PortError.at(host, port, error if isinstance(error, OSError) else OSError(str(error))) from error
 

@@ -7,6 +7,7 @@ one bare Opus packet. Text messages are JSON objects with a `type`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,7 +28,7 @@ _PAUSE_FRAMES = 5  # of silence within speech
 
 def event(kind: str, **values: Any) -> str:
     """A JSON event."""
-    return json.dumps({"type": kind, **values}, ensure_ascii=False)
+    return json.dumps({"type": kind, **values}, allow_nan=False)
 
 
 class StreamDialect(Dialect):
@@ -67,7 +68,8 @@ class StreamDialect(Dialect):
             raise StreamError('A text message should be a JSON object with a "type".') from None
         if kind == "ping":
             mark = message.get("id")
-            fits = isinstance(mark, (int, float)) or (isinstance(mark, str) and len(mark) <= 64)
+            finite = isinstance(mark, int) or (isinstance(mark, float) and math.isfinite(mark))
+            fits = finite or (isinstance(mark, str) and len(mark) <= 64)
             yield event("pong", id=mark if fits else None)
         elif kind == "restart":
             connection.restart()
