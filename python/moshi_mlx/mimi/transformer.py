@@ -14,8 +14,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import MimiConfig
+from ..fast_math import decay
 from ..layers import linear, on_cpu, turn
-from .activations import decay, gelu
+from .activations import gelu
 
 _EPS = 1e-5
 _TURN = 2**32

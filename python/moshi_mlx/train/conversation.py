@@ -143,7 +143,7 @@ class Mixer:
             position = talk.turn(position)
         return self._finish(talk.conversation, rng)
 
-    def drill(self, rng: random.Random, frames: int = 32) -> Conversation:
+    def drill(self, rng: random.Random, frames: int = 40) -> Conversation:
         """A single question and the answer's first frames; a question that is too long loses its start."""
         talk = self._begin(rng, frames, echo=False)
         talk.ask(frames - rng.randint(5, 9))

@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import LMConfig
+from ..fast_math import cross_entropy
 from ..lm import LMModel
 from .conversation import END_OF_PADDING, PADDING, Conversation
 
@@ -154,15 +155,15 @@ def make_drill(questions: Sequence[Conversation], config: LMConfig) -> Drill:
 def listening_losses(model: Trainee, batch: Batch | Drill) -> tuple[mx.array, dict[str, mx.array]]:
     """Hidden states [B, T, D], and the losses that need no depth transformer."""
     hidden, text_logits = model.lm.forward_text(batch.inputs)
-    text = nn.losses.cross_entropy(text_logits, batch.text)
+    text = cross_entropy(text_logits, batch.text)
     words = (batch.text != PADDING).astype(mx.float32)
     calling = (batch.asked > 0).astype(mx.float32)
     some = (batch.heard > 0).astype(mx.float32) * 0.9 + 0.1
     return hidden, {
         "words": _mean(text, words),
         "padding": _mean(text, 1 - words),
-        "heard": _mean(nn.losses.cross_entropy(model.heard(hidden), batch.heard), some),
-        "asked": _mean(nn.losses.cross_entropy(model.asked(hidden), batch.asked), calling),
+        "heard": _mean(cross_entropy(model.heard(hidden), batch.heard), some),
+        "asked": _mean(cross_entropy(model.asked(hidden), batch.asked), calling),
     }
 
 
@@ -173,7 +174,7 @@ def losses(model: Trainee, batch: Batch) -> dict[str, mx.array]:
     logits = model.lm.depformer(states, batch.depth_inputs)
     wanted = batch.depth_targets
     given = (wanted >= 0).astype(mx.float32)
-    audio = nn.losses.cross_entropy(logits, mx.maximum(wanted, 0)) * given
+    audio = cross_entropy(logits, mx.maximum(wanted, 0)) * given
     speech = given * batch.depth_speech[:, None]
     return {
         **parts,
