@@ -1,5 +1,7 @@
 """The script file that nano was trained on, and what makes a script."""
 
+import dataclasses
+import random
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 import moshi_mlx
 from moshi_mlx.errors import ConfigError
 from moshi_mlx.train.config import Config
+from moshi_mlx.train.render import framed
 from moshi_mlx.train.script import Script, expand, normalize
 
 pytest.importorskip("yaml", reason="the train extra isn't installed")
@@ -41,6 +44,13 @@ def test_held_out_wordings_are_never_trained_on(script: Script):
     for _, intent in script.wordings():
         held_out = {normalize(text) for line in intent.held_out for text in expand(line)}
         assert not held_out & trained, f"{intent.name}: {sorted(held_out & trained)}"
+
+
+def test_openers_and_closers_make_no_held_out_wording(script: Script):
+    assert "oh hello" in script.held_out
+    oh = dataclasses.replace(script, openers=("oh",), closers=())
+    assert framed("hello", oh, random.Random(0), 1.0) == "hello"
+    assert framed("hello Moshi", oh, random.Random(0), 1.0) == "oh hello Moshi"
 
 
 def test_no_wording_asks_for_two_things(script: Script):

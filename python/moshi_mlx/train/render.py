@@ -101,7 +101,7 @@ def perform(job: Job, script: Script, config: DataConfig, seed: int) -> Sound:
         pcm = gain(room(draws, pcm, draws.uniform(0.15, 0.5)), draws.uniform(-36, -18))
         return Sound(job, text, pcm + 0.0003 * noise(draws, len(pcm), 1.0), 0.0, len(pcm) / SAMPLE_RATE, ())
     if job.split == "train" and job.group in ("intents", OUT_OF_DOMAIN):
-        text = _framed(text, script, rng, config.openers)
+        text = framed(text, script, rng, config.openers)
     parts = _parts(text, rng, config.pauses)
     voice = Voice.parse(job.voice)
     say_seed = rng.random()
@@ -131,10 +131,13 @@ def _answer(job: Job, config: DataConfig) -> Sound:
     return Sound(job, job.wording, pcm, start, end, estimate_words(job.wording, start, end))
 
 
-def _framed(text: str, script: Script, rng: random.Random, share: float) -> str:
+def framed(text: str, script: Script, rng: random.Random, share: float) -> str:
+    """A question with an opener before it in a `share` of the draws, and a closer behind it in as many."""
     before = [rng.choice(script.openers)] if script.openers and rng.random() < share else []
     behind = [rng.choice(script.closers)] if script.closers and rng.random() < share else []
-    return " ".join([*before, text, *behind])
+    longer = " ".join([*before, text, *behind])
+    # A wording kept for evaluation must not come about by chance.
+    return text if normalize(longer) in script.held_out else longer
 
 
 def _parts(text: str, rng: random.Random, pauses: float) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Mapping
@@ -64,6 +65,11 @@ class Script:
         """Every answer once, in the file's order."""
         lines = [a for i in (*self.intents.values(), self.out_of_domain) for a in i.answers]
         return list(dict.fromkeys(lines))
+
+    @functools.cached_property
+    def held_out(self) -> frozenset[str]:
+        """Every text kept for evaluation, normalized."""
+        return frozenset(normalize(t) for _, i in self.wordings() for line in i.held_out for t in expand(line))
 
     def wordings(self) -> list[tuple[str, Intent]]:
         """All intents with the group they stand in: `intents`, `follow_ups` or `out_of_domain`."""
