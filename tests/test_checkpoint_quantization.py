@@ -132,7 +132,8 @@ MEMORY = """
     import moshi_mlx
     from mlx.utils import tree_flatten
     from moshi_mlx.checkpoint import load_lm, load_lm_tensors
-    from moshi_mlx.config import LMConfig, read_config
+    from moshi_mlx.config import LMConfig
+    from moshi_mlx.config_values import read_config
     from pathlib import Path
 
     def peak():  # VmHWM belongs to this program; ru_maxrss would count the memory of the one that started it

@@ -11,7 +11,8 @@ import pytest
 from making_checkpoints import random_tensors, small_config, write_checkpoint
 
 from moshi_mlx.checkpoint import LEVELS, Quantization, check_lm, load_lm, load_lm_tensors, read_header
-from moshi_mlx.config import LMConfig, read_config
+from moshi_mlx.config import LMConfig
+from moshi_mlx.config_values import read_config
 from moshi_mlx.errors import StorageError
 from moshi_mlx.quantize import main
 

@@ -8,7 +8,8 @@ from making_checkpoints import random_tensors, small_config, write_checkpoint
 
 from moshi_mlx.checkpoint import Recipe, check_lm, load_lm, read_header
 from moshi_mlx.checkpoint.saving import size_of
-from moshi_mlx.config import LMConfig, read_config
+from moshi_mlx.config import LMConfig
+from moshi_mlx.config_values import read_config
 from moshi_mlx.errors import InputError
 from moshi_mlx.quality import divergence, generate_streams, predictions
 from moshi_mlx.quantize import main

@@ -6,12 +6,12 @@ checked here, the rest is left alone. Source: the published files, described key
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from .config_values import at_least, get_value, require, section, whole_numbers
 from .errors import ConfigError
 
 SAMPLE_RATE = 24_000
@@ -25,27 +25,6 @@ NORM_EPS = {
 
 _ARCHITECTURE = {"norm": "layer_norm", "gating": "none", "positional_embedding": "sin"}
 """What the published implementation builds of a configuration that says none of these; real models say all."""
-
-_MISSING = object()
-
-
-def _get(data: Mapping[str, Any], key: str, kind: type | tuple[type, ...], default: Any = _MISSING) -> Any:
-    value = data.get(key, default)
-    if value is _MISSING:
-        raise ConfigError(f"config.json has no '{key}'. Is it a Moshi model's or codec's configuration?")
-    if kind is int and isinstance(value, bool):
-        kind = bool
-    if value is not default and not isinstance(value, kind):
-        raise ConfigError(f"config.json: '{key}' is {value!r}; expected {getattr(kind, '__name__', kind)}.")
-    return value
-
-
-def _require(data: Mapping[str, Any], key: str, supported: Sequence[Any]) -> None:
-    if key in data and data[key] not in supported:
-        raise ConfigError(
-            f"config.json: '{key}' is {data[key]!r}; this package supports {', '.join(map(repr, supported))}."
-        )
-
 
 def _gated_width(feedforward: int, width: int) -> int:
     """Hidden width of a gated MLP; the published one rounds differently where `feedforward` is four widths."""
@@ -160,60 +139,59 @@ class LMConfig:
         """
         if not _ARCHITECTURE.keys() & data.keys():
             data = {**_ARCHITECTURE, "depformer_pos_emb": "sin", **data}
-        _require(data, "norm", tuple(NORM_EPS))
-        _require(data, "gating", ("silu", "none"))
-        _require(data, "positional_embedding", ("rope", "sin"))
-        _require(data, "causal", (True,))
-        _require(data, "layer_scale", (None,))
-        _require(data, "cross_attention", (False, None))
+        require(data, "norm", tuple(NORM_EPS))
+        require(data, "gating", ("silu", "none"))
+        require(data, "positional_embedding", ("rope", "sin"))
+        require(data, "causal", (True,))
+        require(data, "layer_scale", (None,))
+        require(data, "cross_attention", (False, None))
         for key in ("demux_second_stream", "demux_second_text_stream"):
-            _require(data, key, (False, None))
-        dep_q = _get(data, "dep_q", int)
+            require(data, key, (False, None))
+        dep_q = get_value(data, "dep_q", int)
         if dep_q:
-            _require(data, "depformer_pos_emb", ("none", "sin"))
-            _require(data, "depformer_multi_linear", (True,))
-            _require(data, "depformer_weights_per_step", (True,))
-            _require(data, "depformer_layer_scale", (None,))
-            _require(data, "depformer_gating", ("silu",))
-        fuser = data.get("fuser") or {}
+            require(data, "depformer_pos_emb", ("none", "sin"))
+            require(data, "depformer_multi_linear", (True,))
+            require(data, "depformer_weights_per_step", (True,))
+            require(data, "depformer_layer_scale", (None,))
+            require(data, "depformer_gating", ("silu",))
+        fuser = section(data, "fuser")
         for kind in ("cross", "prepend"):
             if fuser.get(kind):
                 raise ConfigError(f"config.json: condition(s) {fuser[kind]} are fused by '{kind}'; supported is 'sum'.")
-        depformer_dim = _get(data, "depformer_dim", int, 0) or 0
-        hidden_scale = float(_get(data, "hidden_scale", (int, float), 4.125))
-        feedforward = _get(data, "depformer_dim_feedforward", int, None)
+        depformer_dim = get_value(data, "depformer_dim", int, 0) or 0
+        hidden_scale = float(get_value(data, "hidden_scale", (int, float), 4.125))
+        feedforward = get_value(data, "depformer_dim_feedforward", int, None)
         if feedforward is None:
             feedforward = int(hidden_scale * depformer_dim)
-        schedule = data.get("depformer_weights_per_step_schedule")
-        num_layers = _get(data, "num_layers", int)
-        max_period = float(_get(data, "max_period", (int, float), 10_000.0))
+        num_layers = get_value(data, "num_layers", int)
+        max_period = float(get_value(data, "max_period", (int, float), 10_000.0))
         config = cls(
-            dim=_get(data, "dim", int),
-            num_heads=_get(data, "num_heads", int),
+            dim=get_value(data, "dim", int),
+            num_heads=get_value(data, "num_heads", int),
             num_layers=num_layers,
-            n_q=_get(data, "n_q", int),
+            n_q=get_value(data, "n_q", int),
             dep_q=dep_q,
-            card=_get(data, "card", int),
-            text_card=_get(data, "text_card", int),
-            delays=tuple(_get(data, "delays", list)),
-            context=_get(data, "context", int),
+            card=get_value(data, "card", int),
+            text_card=get_value(data, "text_card", int),
+            delays=whole_numbers(data, "delays"),
+            context=get_value(data, "context", int),
             max_period=max_period,
             hidden_scale=hidden_scale,
             norm=data.get("norm", cls.norm),
             gating=data.get("gating", cls.gating),
             positional_embedding=data.get("positional_embedding", cls.positional_embedding),
-            existing_text_padding_id=_get(data, "existing_text_padding_id", int, 3),
+            existing_text_padding_id=get_value(data, "existing_text_padding_id", int, 3),
             depformer_dim=depformer_dim,
-            depformer_num_heads=_get(data, "depformer_num_heads", int, 16),
-            depformer_num_layers=_get(data, "depformer_num_layers", int, num_layers if dep_q else 0),
+            depformer_num_heads=get_value(data, "depformer_num_heads", int, 16),
+            depformer_num_layers=get_value(data, "depformer_num_layers", int, num_layers if dep_q else 0),
             depformer_dim_feedforward=feedforward,
             depformer_pos_emb=data.get("depformer_pos_emb", cls.depformer_pos_emb),
-            depformer_max_period=float(_get(data, "depformer_max_period", (int, float), max_period)),
-            depformer_weights_per_step_schedule=tuple(schedule) if schedule else None,
-            depformer_low_rank_embeddings=data.get("depformer_low_rank_embeddings"),
-            extra_heads_num_heads=_get(data, "extra_heads_num_heads", int, 0),
-            extra_heads_dim=_get(data, "extra_heads_dim", int, 6),
-            conditioners=_conditioners(data, fuser.get("sum") or []),
+            depformer_max_period=float(get_value(data, "depformer_max_period", (int, float), max_period)),
+            depformer_weights_per_step_schedule=whole_numbers(data, "depformer_weights_per_step_schedule", ()) or None,
+            depformer_low_rank_embeddings=get_value(data, "depformer_low_rank_embeddings", int, None),
+            extra_heads_num_heads=get_value(data, "extra_heads_num_heads", int, 0),
+            extra_heads_dim=get_value(data, "extra_heads_dim", int, 6),
+            conditioners=_conditioners(section(data, "conditioners"), get_value(fuser, "sum", list, [])),
         )
         config._check()
         return config
@@ -227,29 +205,37 @@ class LMConfig:
             raise ConfigError(f"config.json: delays {list(self.delays)}; a delay can't be negative.")
         if not 0 <= self.dep_q <= self.n_q:
             raise ConfigError(f"config.json: dep_q is {self.dep_q}; expected 0 to n_q = {self.n_q}.")
+        if not (self.max_period > 0 and self.depformer_max_period > 0):
+            raise ConfigError("config.json: a max_period is 0 or less; expected a number of steps such as 10000.")
         for name, width, heads in (
             ("dim", self.dim, self.num_heads),
             ("depformer_dim", self.depformer_dim if self.dep_q else 0, self.depformer_num_heads),
         ):
-            if heads <= 0 or width % heads:
+            if heads <= 0 or width < 0 or width % heads:
                 raise ConfigError(f"config.json: {name} = {width} can't be divided among {heads} heads.")
-        if self.context < 1:
-            raise ConfigError(f"config.json: context is {self.context}; expected at least 1 step.")
+        for name in ("dim", "num_layers", "card", "text_card", "context"):
+            at_least(1, name, getattr(self, name))
+        for name in ("depformer_num_layers", "depformer_dim_feedforward", "extra_heads_num_heads", "extra_heads_dim"):
+            at_least(0, name, getattr(self, name))
         schedule = self.depformer_weights_per_step_schedule
         if schedule is not None and len(schedule) != self.dep_q:
             raise ConfigError(f"config.json: weight schedule of {len(schedule)} slices; expected dep_q = {self.dep_q}.")
+        if min(self.schedule, default=0) < 0:
+            raise ConfigError(f"config.json: weight schedule {list(self.schedule)}; a weight set can't be negative.")
 
 
 def _conditioners(data: Mapping[str, Any], summed: Sequence[str]) -> dict[str, ConditionerConfig]:
     result = {}
-    for name, spec in (data.get("conditioners") or {}).items():
+    for name in data:
+        spec = section(data, name)
         if spec.get("type") != "lut":
             raise ConfigError(f"config.json: conditioner '{name}' is of type {spec.get('type')!r}; supported is 'lut'.")
         if name not in summed:
             raise ConfigError(f"config.json: conditioner '{name}' is not listed under fuser.sum.")
-        lut = spec["lut"]
-        values = tuple(lut.get("possible_values") or ())
-        result[name] = ConditionerConfig(int(lut["n_bins"]), int(lut["dim"]), values)
+        lut = section(spec, "lut")
+        values = tuple(get_value(lut, "possible_values", list, None) or ())
+        bins = at_least(max(1, len(values)), "n_bins", get_value(lut, "n_bins", int))
+        result[name] = ConditionerConfig(bins, get_value(lut, "dim", int), values)
     return result
 
 
@@ -278,10 +264,7 @@ class MimiConfig:
     @property
     def hop(self) -> int:
         """Samples per SEANet latent: 960, two of them to a frame."""
-        total = 1
-        for ratio in self.ratios:
-            total *= ratio
-        return total
+        return math.prod(self.ratios)
 
     @classmethod
     def published(cls) -> MimiConfig:
@@ -295,65 +278,59 @@ class MimiConfig:
         Raises:
             ConfigError: a key is missing or has a value that this package can't run.
         """
-        seanet, quantizer, transformer = (_get(data, key, dict) for key in ("seanet", "quantizer", "transformer"))
-        _require(data, "sample_rate", (SAMPLE_RATE,))
-        _require(data, "channels", (1,))
-        _require(data, "frame_rate", (FRAME_RATE,))
-        _require(seanet, "activation", ("ELU",))
-        _require(seanet, "causal", (True,))
-        _require(seanet, "norm", ("none", "weight_norm"))
-        _require(seanet, "pad_mode", ("constant",))
-        _require(seanet, "true_skip", (True,))
-        _require(transformer, "gating", ("none",))
-        _require(transformer, "norm", ("layer_norm",))
-        _require(transformer, "positional_embedding", ("rope",))
-        _require(transformer, "causal", (True,))
+        seanet, quantizer, transformer = (section(data, key) for key in ("seanet", "quantizer", "transformer"))
+        require(data, "sample_rate", (SAMPLE_RATE,))
+        require(data, "channels", (1,))
+        require(data, "frame_rate", (FRAME_RATE,))
+        require(seanet, "activation", ("ELU",))
+        require(seanet, "causal", (True,))
+        require(seanet, "norm", ("none", "weight_norm"))
+        require(seanet, "pad_mode", ("constant",))
+        require(seanet, "true_skip", (True,))
+        require(transformer, "gating", ("none",))
+        require(transformer, "norm", ("layer_norm",))
+        require(transformer, "positional_embedding", ("rope",))
+        require(transformer, "causal", (True,))
+        if "layer_scale" in transformer and transformer["layer_scale"] is None:
+            raise ConfigError("config.json: the codec's transformer has no layer_scale; this package needs one.")
         config = cls(
-            dimension=_get(seanet, "dimension", int),
-            n_filters=_get(seanet, "n_filters", int),
-            ratios=tuple(_get(seanet, "ratios", list)),
-            kernel_size=_get(seanet, "kernel_size", int, 7),
-            residual_kernel_size=_get(seanet, "residual_kernel_size", int, 3),
-            last_kernel_size=_get(seanet, "last_kernel_size", int, 3),
-            compress=_get(seanet, "compress", int, 2),
-            dilation_base=_get(seanet, "dilation_base", int, 2),
-            n_residual_layers=_get(seanet, "n_residual_layers", int, 1),
-            num_heads=_get(transformer, "num_heads", int),
-            num_layers=_get(transformer, "num_layers", int),
-            context=_get(transformer, "context", int),
-            max_period=float(_get(transformer, "max_period", (int, float), 10_000.0)),
-            dim_feedforward=_get(transformer, "dim_feedforward", int),
-            codebook_dim=_get(quantizer, "dimension", int),
-            bins=_get(quantizer, "bins", int),
-            n_q=_get(quantizer, "n_q", int),
+            dimension=get_value(seanet, "dimension", int),
+            n_filters=get_value(seanet, "n_filters", int),
+            ratios=whole_numbers(seanet, "ratios"),
+            kernel_size=get_value(seanet, "kernel_size", int, 7),
+            residual_kernel_size=get_value(seanet, "residual_kernel_size", int, 3),
+            last_kernel_size=get_value(seanet, "last_kernel_size", int, 3),
+            compress=get_value(seanet, "compress", int, 2),
+            dilation_base=get_value(seanet, "dilation_base", int, 2),
+            n_residual_layers=get_value(seanet, "n_residual_layers", int, 1),
+            num_heads=get_value(transformer, "num_heads", int),
+            num_layers=get_value(transformer, "num_layers", int),
+            context=get_value(transformer, "context", int),
+            max_period=float(get_value(transformer, "max_period", (int, float), 10_000.0)),
+            dim_feedforward=get_value(transformer, "dim_feedforward", int),
+            codebook_dim=get_value(quantizer, "dimension", int),
+            bins=get_value(quantizer, "bins", int),
+            n_q=get_value(quantizer, "n_q", int),
         )
+        config._check()
         if transformer.get("d_model", config.dimension) != config.dimension:
             raise ConfigError(
                 f"config.json: the codec's transformer is {transformer['d_model']} wide, its SEANet {config.dimension}."
             )
-        if config.hop * 2 != FRAME_SIZE:
-            raise ConfigError(
-                f"config.json: ratios {list(config.ratios)} make frames of {config.hop * 2} samples, not {FRAME_SIZE}."
-            )
         return config
+
+    def _check(self) -> None:
+        for name in ("dimension", "n_filters", "kernel_size", "compress", "num_heads", "context", "bins", "n_q"):
+            at_least(1, name, getattr(self, name))
+        if self.hop * 2 != FRAME_SIZE or min(self.ratios) < 1:
+            raise ConfigError(
+                f"config.json: ratios {list(self.ratios)} make frames of {self.hop * 2} samples, not {FRAME_SIZE}."
+            )
+        if self.dimension % self.num_heads:
+            raise ConfigError(f"config.json: {self.dimension} can't be divided among {self.num_heads} heads.")
+        if not self.max_period > 0:
+            raise ConfigError(f"config.json: max_period is {self.max_period}; expected a number such as 10000.")
 
     def with_codebooks(self, n_q: int) -> MimiConfig:
         """The same codec with fewer codebooks kept."""
         return replace(self, n_q=n_q)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Parse a `config.json`.
-
-    Raises:
-        ConfigError: the file can't be read or isn't a JSON object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}. A model folder needs a config.json.") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON ({error}). Download the file again.") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds a {type(data).__name__}; expected a JSON object.")
-    return data

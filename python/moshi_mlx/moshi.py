@@ -14,7 +14,7 @@ import numpy as np
 
 from .checkpoint import Recipe, load_lm_tensors, resolve
 from .config import FRAME_SIZE
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, InputError
 from .layers import arrays_of
 from .lm import LMModel, Sampling
 from .lm.conditions import Conditions
@@ -170,10 +170,13 @@ def load(
     Raises:
         CheckpointError: a file is missing or damaged, or isn't the model that it should be.
         DownloadError: a file can't be fetched.
+        InputError: `untrained` is given files.
     """
     if str(where) == "untrained":
         from .untrained import make_untrained
 
+        if moshi_weight or mimi_weight or tokenizer:
+            raise InputError("`untrained` is made on the spot: it takes no weights, codec or tokenizer. Name a model.")
         return make_untrained(seed)
     files = resolve(where, moshi_weight, mimi_weight, tokenizer, progress=download_bar)
     config = files.lm_config

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import hub
-from ..config import LMConfig, read_config
+from ..config import LMConfig
+from ..config_values import get_value, read_config
 from ..errors import CheckpointError, DownloadError
 
 Part = Literal["lm", "mimi", "tokenizer"]
@@ -125,8 +126,8 @@ def _in_folder(folder: Path, parts: Collection[Part]) -> tuple[dict[Part, Path],
     config = read_config(folder / "config.json") if (folder / "config.json").exists() else {}
     found: dict[Part, Path] = {}
     for part in parts:
-        name = config.get(_CONFIG_KEYS[part])
-        if name is not None:
+        name = get_value(config, _CONFIG_KEYS[part], str, None)
+        if name:
             found[part] = folder / name
             if not found[part].exists():
                 raise CheckpointError(f"{folder}/config.json names {name}, which isn't there. Download it as well.")
@@ -177,7 +178,8 @@ def _in_repository(
     }
     found: dict[Part, Path] = {}
     for part in parts:
-        names = (config[_CONFIG_KEYS[part]],) if config.get(_CONFIG_KEYS[part]) else usual[part]
+        named = get_value(config, _CONFIG_KEYS[part], str, None)
+        names = (named,) if named else usual[part]
         paths = (hub.fetch(repo, name, progress) for name in names)
         path = next((path for path in paths if path is not None), None)
         if path is None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..config import MimiConfig, read_config
+from ..config import MimiConfig
+from ..config_values import read_config
 from ..errors import CheckpointError
 
 _SAVED_NOW = re.compile(r"\.self_attn\.in_projs\.0\.weight$")
