@@ -1,9 +1,12 @@
 """The live step loop between files: what is heard, said, kept and continued, and what the keys do."""
 
+import errno
 import io
 import json
+import os
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,3 +215,27 @@ def test_a_file_in_the_speakers_place_keeps_what_was_said(channels: int, tmp_pat
         LiveSound(None, mouth=FileMouth(writer)).write(user, moshi)
     expected = moshi if channels == 1 else (user + moshi) / 2  # a stereo file is read as the mean of its channels
     assert np.abs(load_sound(tmp_path / "said.wav") - expected).max() < 1e-4
+
+
+def test_a_trace_whose_disk_fills_up_ends_and_the_conversation_goes_on(moshi: Moshi, tmp_path: Path) -> None:
+    path, most = tmp_path / "trace.json", 2000
+
+    class Full(io.FileIO):
+        """Takes so many bytes in all, and a part of the last write."""
+
+        def write(self, data: Any) -> int:
+            if self.tell() >= most:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(memoryview(data)[: most - self.tell()])
+
+    screen = plain_screen()
+    with Trace(path) as trace:
+        trace._file.close()
+        trace._file = Full(path, "r+")
+        trace._file.seek(trace._size)
+        conversation = Conversation(moshi.session(seed=3, profile=True), Unhurried(noise(6)), screen, trace=trace)
+        talk(conversation)
+    assert conversation.steps == 6
+    assert notices(screen).count("The trace ends here.") == 1
+    assert "disk is full" in " ".join(notices(screen).split())
+    assert len(json.loads(path.read_text() + "]")) > 5

@@ -238,6 +238,9 @@ def test_options_that_contradict_are_one_line(moshi_local: Command, question: Pa
     output = ("--input", question, "--output", tmp_path / "a.wav")
     one_error(moshi_local(*output, "--hf-repo", "kyutai/moshiko-mlx-q4"), 2, "--hf-repo")
     one_error(moshi_local("--input", question, "--output", "-", "--transcript", "-"), 2, "standard output")
+    one_error(moshi_local(*output, "--input-device", "x"), 2, "--input-device")
+    for kept in ("--record", "--trace"):
+        one_error(moshi_local(*output, kept, tmp_path / "x"), 2, kept, "live")
     for wrong in ("-q 7", "--temp -1", "--temp nan", "--top-k 1.5", "--steps 0", "--tail x"):
         result = moshi_local(*output, *wrong.split())
         assert result.returncode == 2

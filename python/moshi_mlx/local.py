@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from .cli.options import add_model_options, add_sampling_options, at_least, run_program
+from .errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +44,23 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        InputError: a device beside the file that replaces it, or a live conversation's file where none is live.
+    """
+    for end, device in (("input", args.input_device), ("output", args.output_device)):
+        if device is not None and getattr(args, end) is not None:
+            raise InputError(f"--{end} takes the place of --{end}-device: give one of them.")
+    for option in ("record", "trace"):
+        if getattr(args, option) is not None and args.input is not None and args.output is not None:
+            raise InputError(
+                f"--{option} is for a live conversation, and with --input and --output none is: leave one of them out. "
+                "--output FILE --stereo keeps what both say."
+            )
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse the options and do what they ask for.
 
@@ -50,6 +68,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         MoshiError: whatever went wrong.
     """
     args = parser().parse_args(argv)
+    check(args)
     if args.list_devices:
         from .cli.live_run import list_devices
 

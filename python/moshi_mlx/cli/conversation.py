@@ -77,8 +77,7 @@ class Conversation:
         self._sound.write(heard, frame.pcm)
         self._write_down(heard, frame)
         self._show(heard, frame, time.perf_counter() - began)
-        if self._trace:
-            self._trace_step(frame, waiting, began)
+        self._note(lambda trace: self._trace_step(trace, frame, waiting, began))
 
     def press(self, keys: str) -> None:
         """Do what the keys say."""
@@ -135,8 +134,18 @@ class Conversation:
         try:
             write(self._recording)
         except MoshiError as error:
-            self._tell(f"The recording ends here. {error}")
             self._recording = None
+            self._tell(f"The recording ends here. {error}")
+
+    def _note(self, write: Callable[[Trace], None]) -> None:
+        """Write to the trace; a full disk ends the trace and not the conversation."""
+        if self._trace is None:
+            return
+        try:
+            write(self._trace)
+        except MoshiError as error:
+            self._trace = None
+            self._tell(f"The trace ends here. {error}")
 
     def _show(self, heard: Samples, frame: Frame, seconds: float) -> None:
         self._state.user_db, self._state.moshi_db = level_db(heard), level_db(frame.pcm)
@@ -144,18 +153,16 @@ class Conversation:
 
     def _tell(self, notice: str) -> None:
         self._screen.notice(notice)
-        if self._trace:
-            self._trace.mark(notice)
+        self._note(lambda trace: trace.mark(notice))
 
-    def _trace_step(self, frame: Frame, waiting: float, began: float) -> None:
-        assert self._trace
+    def _trace_step(self, trace: Trace, frame: Frame, waiting: float, began: float) -> None:
         times = frame.timings
         encoded = began + times.encode_ms / 1e3
         thought = encoded + times.lm_ms / 1e3
         decoded = thought + times.decode_ms / 1e3
         spoken = time.perf_counter()
-        self._trace.add("capture", waiting, began, step=frame.step, dropped=self.session.dropped)
-        self._trace.add("encode", began, encoded, step=frame.step)
-        self._trace.add("language model", encoded, thought, step=frame.step, text=frame.text)
-        self._trace.add("decode", thought, decoded, step=frame.step)
-        self._trace.add("playback", decoded, spoken, step=frame.step, underruns=self._state.audio.underruns)
+        trace.add("capture", waiting, began, step=frame.step, dropped=self.session.dropped)
+        trace.add("encode", began, encoded, step=frame.step)
+        trace.add("language model", encoded, thought, step=frame.step, text=frame.text)
+        trace.add("decode", thought, decoded, step=frame.step)
+        trace.add("playback", decoded, spoken, step=frame.step, underruns=self._state.audio.underruns)

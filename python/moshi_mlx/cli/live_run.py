@@ -31,7 +31,7 @@ def converse_live(args: argparse.Namespace) -> int:
     Raises:
         MoshiError: as its parts, before the conversation begins; afterwards what goes wrong is told on the screen.
     """
-    if STDOUT in (args.input, args.output, args.transcript):
+    if STDOUT in (args.input, args.output, args.transcript, args.save, args.record, args.trace):
         raise InputError("Pipes need both --input and --output; with a microphone or speaker, name a file.")
     need_extension()
     with libraries_kept_quiet() as stderr:
@@ -42,6 +42,8 @@ def _converse(args: argparse.Namespace, console: Console) -> int:
     devices = chosen(args)
     try_devices(devices)
     heard = None if args.input is None else load_sound(args.input)
+    if args.save:
+        ResultFile(args.save).discard()  # what can't be written is better known at once
     with StopRequest() as stop, ExitStack() as results:
         writer = WavWriter(args.output, channels=2 if args.stereo else 1) if args.output else None
         if writer:
@@ -63,7 +65,9 @@ def _converse(args: argparse.Namespace, console: Console) -> int:
             about = {"model": moshi.name, "seed": session.seed, "dropped": session.dropped, "sound": stats}
             said.write(conversation.transcript.to_json(**about))
     summary(state, console)
-    written = [name for name in (args.output, args.record, args.transcript, args.trace) if name]
+    if args.save:
+        session.save(args.save)
+    written = [name for name in (args.output, args.record, args.transcript, args.trace, args.save) if name]
     if written:
         console.print(f"written: {' and '.join(written)}", highlight=False, soft_wrap=True)
     return 0
