@@ -64,13 +64,15 @@ impl DeviceFault {
     /// The fault behind what the sound system reported about `name`.
     pub fn from_system(error: &cpal::Error, name: &str) -> Self {
         let name = name.to_string();
+        // It goes on after what the system says, which may be sentences.
+        let what = error.to_string().trim_end_matches('.').to_string();
         match error.kind() {
             cpal::ErrorKind::DeviceBusy => Self::Busy { name },
             cpal::ErrorKind::PermissionDenied => Self::Refused { name },
             cpal::ErrorKind::UnsupportedConfig | cpal::ErrorKind::UnsupportedOperation => {
-                Self::Unsupported { name, what: error.to_string() }
+                Self::Unsupported { name, what }
             }
-            _ => Self::Failed { name, what: error.to_string() },
+            _ => Self::Failed { name, what },
         }
     }
 }

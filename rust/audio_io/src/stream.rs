@@ -19,6 +19,8 @@ use crate::reference::PlayedReference;
 
 /// Length of the microphone's blocks that is asked for; devices may take another.
 const CAPTURE_BLOCK: f64 = 0.010;
+/// The same for PulseAudio, whose server adds about two blocks of delay and keeps what comes meanwhile.
+const PULSE_CAPTURE_BLOCK: f64 = 0.005;
 /// The same for the speaker. Linux's sound servers call back from an ordinary thread, which a busy machine may keep
 /// waiting; they hold two blocks.
 const PLAYBACK_BLOCK: f64 = if cfg!(target_os = "linux") { 0.020 } else { 0.010 };
@@ -92,7 +94,8 @@ pub fn open_capture(chosen: &Chosen, epoch: Instant) -> Result<(Running, Capture
     })?;
     let state = Arc::new(StreamState::default());
     let mut last = None;
-    for config in configs(&usual, CAPTURE_BLOCK) {
+    let block = if chosen.host == "PulseAudio" { PULSE_CAPTURE_BLOCK } else { CAPTURE_BLOCK };
+    for config in configs(&usual, block) {
         let (mut callback, reader) = capture_pair(config.sample_rate, config.channels.into())
             .map_err(|e| DeviceFault::Unsupported { name: chosen.name.clone(), what: e.to_string() })?;
         let meters = reader.meters.clone();
