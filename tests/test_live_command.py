@@ -23,17 +23,19 @@ from conftest import command_line
 from sound_server import SoundServer, hurry, missing_program
 from sound_server import sound_server as running_server
 
+from moshi_mlx.audio_io import Resampler
 from moshi_mlx.cli.conversation import Conversation
 from moshi_mlx.cli.live_ends import LiveSound
 from moshi_mlx.cli.live_screen import LiveScreen
 from moshi_mlx.moshi import load
-from moshi_mlx.sound import load_sound
+from moshi_mlx.sound import load_sound, to_int16
 
 pytestmark = pytest.mark.alone
 
 LONGEST_STALL_MS = 35  # twice the usual of the sound server; rings hold little more
 FRAME = 1920
 RATE = 24_000
+ROOM_RATE = 44_100
 
 
 class Devices:
@@ -44,7 +46,7 @@ class Devices:
         self.microphone, self.speaker, self.room = f"{name}_mic", f"{name}_speaker", f"{name}_room"
         self._modules = {
             "speaker": self._load("module-null-sink", f"sink_name={self.speaker}", "rate=48000"),
-            "room": self._load("module-null-sink", f"sink_name={self.room}", "rate=44100", "channels=1"),
+            "room": self._load("module-null-sink", f"sink_name={self.room}", f"rate={ROOM_RATE}", "channels=1"),
         }
         self._modules["mic"] = self._load(
             "module-remap-source", f"source_name={self.microphone}", f"master={self.room}.monitor"
@@ -64,9 +66,17 @@ class Devices:
         return ("--input-device", self.microphone, "--output-device", self.speaker)
 
     def say(self, path: Path) -> None:
-        """Speak a sound file into the room, to its end, by a player that may stand still for a while."""
-        command = ["paplay", f"--device={self.room}", "--latency-msec=2000", path]
-        subprocess.run(command, env=self.env, check=True, timeout=60, preexec_fn=hurry)
+        """Speak a sound file into the room, to its end, by a player that may stand still for a while.
+
+        At the room's own rate: where the server resamples a stream with that much in reserve, it slips by some samples.
+        """
+        resampler = Resampler(RATE, ROOM_RATE)
+        sound = np.concatenate([resampler.process(load_sound(path)), resampler.flush()])
+        command = ["pacat", "--playback", f"--device={self.room}", f"--rate={ROOM_RATE}", "--format=s16le"]
+        subprocess.run(
+            [*command, "--channels=1", "--latency-msec=2000"],
+            env=self.env, input=to_int16(sound), check=True, timeout=60, preexec_fn=hurry,
+        )  # fmt: skip
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[], np.ndarray]]:
@@ -368,6 +378,20 @@ def test_a_file_is_heard_in_the_microphones_place(devices: Devices, question: Pa
     assert likeness(heard, moshi) > 0.9
 
 
+def test_a_live_conversation_is_saved_at_its_end_where_that_can_be(devices: Devices, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.safetensors"
+    save = command_line(*devices.options, "--steps", 5, "--save", saved)
+    done = subprocess.run(save, env=devices.env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and str(saved) in done.stderr, done.stderr
+    go_on = command_line(*devices.options, "--steps", 5, "--resume", saved)
+    subprocess.run(go_on, env=devices.env, check=True, capture_output=True, timeout=60)
+
+    nowhere = command_line(*devices.options, "--save", tmp_path / "nowhere" / "x")
+    refused = subprocess.run(nowhere, env=devices.env, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 6 and "no folder" in refused.stderr, refused.stderr
+    assert "Loading" not in refused.stderr
+
+
 def test_a_file_takes_the_answer_in_the_speakers_place(devices: Devices, question: Path, tmp_path: Path) -> None:
     output = tmp_path / "both.wav"
     arguments = ("--input-device", devices.microphone, "--output", output, "--stereo")
@@ -464,3 +488,4 @@ def test_without_any_sound_device_one_line_says_so(tmp_path: Path) -> None:
     assert result.returncode == 7, result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert "Traceback" not in result.stderr
+    assert ".;" not in result.stderr
