@@ -1,6 +1,8 @@
 """A session hears and speaks frame by frame; forked, saved and resumed it goes on as if nothing had happened."""
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -105,11 +107,11 @@ def test_a_fork_goes_its_own_way(moshi: Moshi, sound: np.ndarray) -> None:
     assert other.steps == 30 and session.steps == 40
 
 
-@pytest.mark.parametrize("at", [1, 20])
+@pytest.mark.parametrize(("at", "settings"), [(1, {}), (20, {}), (20, {"kv_bits": 8}), (20, {"compile": False})])
 def test_a_saved_session_goes_on_with_the_same_samples(
-    moshi: Moshi, sound: np.ndarray, tmp_path: Path, at: int
+    moshi: Moshi, sound: np.ndarray, tmp_path: Path, at: int, settings: dict[str, object]
 ) -> None:
-    session = moshi.session(seed=1, temp=0.5, top_k=20)
+    session = moshi.session(seed=1, temp=0.5, top_k=20, **settings)
     talk(session, sound[:at])
     session.note_dropped(3)
     session.save(tmp_path / "talk.moshi")
@@ -120,6 +122,22 @@ def test_a_saved_session_goes_on_with_the_same_samples(
     np.testing.assert_array_equal(pcm, expected[0])
     assert text == expected[1]
     assert [path.name for path in tmp_path.iterdir()] == ["talk.moshi"]
+
+
+def test_a_session_is_saved_to_a_device_or_through_a_link_without_replacing_either(
+    moshi: Moshi, sound: np.ndarray, tmp_path: Path
+) -> None:
+    session = moshi.session(seed=1)
+    talk(session, sound[:5])
+    (tmp_path / "link").symlink_to(tmp_path / "talk.moshi")
+    session.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and moshi.resume(tmp_path / "talk.moshi").steps == 5
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        received = pool.submit((tmp_path / "pipe").read_bytes)
+        session.save(tmp_path / "pipe")
+        assert received.result() == (tmp_path / "talk.moshi").read_bytes()
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_reset_begins_anew(moshi: Moshi, sound: np.ndarray) -> None:
@@ -154,13 +172,21 @@ def test_a_step_waits_once(moshi: Moshi, sound: np.ndarray, monkeypatch: pytest.
 
 def test_bad_input_is_refused_and_the_session_goes_on(moshi: Moshi, sound: np.ndarray, tmp_path: Path) -> None:
     session = moshi.session(seed=1)
-    for bad, message in ((np.zeros(1919), "expected"), (np.zeros((1, 1920)), "expected"), (sound[0] * np.nan, "NaN")):
+    for bad, message in (
+        (np.zeros(1919), "expected"),
+        (np.zeros((1, 1920)), "expected"),
+        (sound[0] * np.nan, "NaN"),
+        (np.zeros(1920, np.int16), "floating point"),
+        ("sound", "as numbers"),
+    ):
         with pytest.raises(InputError, match=message):
             session.step(bad)
     assert session.steps == 0
     np.testing.assert_array_equal(talk(session, sound)[0], talk(moshi.session(seed=1), sound)[0])
-    with pytest.raises(StorageError, match="can't be saved"):
+    with pytest.raises(StorageError, match="there is no folder"):
         session.save(tmp_path / "no such folder" / "talk.moshi")
+    with pytest.raises(StorageError, match="it is a folder"):
+        session.save(tmp_path)
     (tmp_path / "noise").write_bytes(b"noise")
     with pytest.raises(CheckpointError, match="no saved conversation"):
         moshi.resume(tmp_path / "noise")

@@ -121,7 +121,8 @@ class Moshi:
             ) from error
         if about.get("format") != _FORMAT or about.get("model") != self.fingerprint:
             raise CheckpointError(f"{path} was saved with another model; load that one to resume it.")
-        graph = self._graph(Sampling(*about["audio"]), Sampling(*about["text"]), True, about["kv_bits"])
+        audio, text = Sampling(*about["audio"]), Sampling(*about["text"])
+        graph = self._graph(audio, text, about.get("compile", True), about["kv_bits"])
         session = Session(self, about["seed"], graph, profile, about["conditions"])
         session._restore(arrays, about)
         return session

@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_unflatten
 
+from .checkpoint import TensorSpec, write_safetensors
+from .checkpoint.writing import DTYPE_NAMES
 from .config import FRAME_SIZE
-from .errors import InputError, StorageError
+from .errors import InputError
 from .generation import LMGen
 from .layers import arrays_of
 from .step_graph import StepGraph, queue
@@ -215,20 +217,13 @@ class Session:
             "pending": list(self._text.pending),
             "audio": [graph.audio_sampling.temp, graph.audio_sampling.top_k],
             "kv_bits": graph.kv_bits,
+            "compile": graph.compile,
             "text": [graph.text_sampling.temp, graph.text_sampling.top_k],
             "conditions": self._conditions,
         }
-        arrays = arrays_of(tree)
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial.safetensors")
-        try:
-            mx.save_safetensors(str(partial), arrays, {"moshi": json.dumps(about)})
-            partial.replace(target)
-        except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
-            raise StorageError(
-                f"The conversation can't be saved to {target}: {error}. Choose another place."
-            ) from error
+        arrays = {name: mx.contiguous(array) for name, array in arrays_of(tree).items()}
+        specs = {name: TensorSpec(tuple(array.shape), DTYPE_NAMES[array.dtype]) for name, array in arrays.items()}
+        write_safetensors(path, specs, arrays.items(), {"moshi": json.dumps(about)})
 
     def _restore(self, arrays: dict[str, mx.array], about: dict[str, Any]) -> None:
         tree: Any = tree_unflatten(list(arrays.items()))
@@ -246,7 +241,12 @@ class Session:
 
 
 def _checked(pcm: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    sound = np.ascontiguousarray(pcm, dtype=np.float32)
+    if isinstance(pcm, np.ndarray) and not np.issubdtype(pcm.dtype, np.floating):
+        raise InputError(f"pcm is {pcm.dtype}; expected floating point in [-1, 1] (divide 16-bit samples by 32768).")
+    try:
+        sound = np.ascontiguousarray(pcm, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"pcm can't be read as numbers ({error}); expected float32 [{FRAME_SIZE}].") from error
     if sound.shape != (FRAME_SIZE,):
         raise InputError(f"pcm has shape {sound.shape}; expected [{FRAME_SIZE}] samples, a frame of 80 ms at 24 kHz.")
     if not np.isfinite(sound).all():

@@ -16,7 +16,9 @@ from ..files import ResultFile, storage_errors
 from .check import TensorSpec
 from .header import DTYPE_BYTES
 
-DTYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32", mx.uint8: "U8"}
+DTYPE_NAMES = {
+    mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32", mx.uint8: "U8", mx.int32: "I32",
+}  # fmt: skip
 """The format's names of MLX's types."""
 
 _BLOCK = 1 << 24
@@ -76,6 +78,6 @@ def _need_space(path: Path, size: int) -> None:
         free = shutil.disk_usage(path.absolute().parent).free
     if free < size:
         raise StorageError(
-            f"{path} needs {size / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left. "
+            f"{path} needs {size / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB left. "
             "Free some space or choose another place."
         )
