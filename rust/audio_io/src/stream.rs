@@ -19,8 +19,8 @@ use crate::reference::PlayedReference;
 
 /// Length of the microphone's blocks that is asked for; devices may take another.
 const CAPTURE_BLOCK: f64 = 0.010;
-/// The same for PulseAudio, whose server adds about two blocks of delay and keeps what comes meanwhile.
-const PULSE_CAPTURE_BLOCK: f64 = 0.005;
+/// The same for PulseAudio, whose server adds a block or two of delay, and loses what it can't hand on for as long.
+const PULSE_CAPTURE_BLOCK: f64 = 0.0075;
 /// The same for the speaker. Linux's sound servers call back from an ordinary thread, which a busy machine may keep
 /// waiting; they hold two blocks.
 const PLAYBACK_BLOCK: f64 = if cfg!(target_os = "linux") { 0.020 } else { 0.010 };
