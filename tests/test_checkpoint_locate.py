@@ -6,7 +6,7 @@ import pytest
 
 from moshi_mlx.checkpoint import resolve
 from moshi_mlx.config import LMConfig
-from moshi_mlx.errors import CheckpointError, ConfigError
+from moshi_mlx.errors import CheckpointError, ConfigError, DownloadError
 
 MIMI = "tokenizer-e351c8d8-checkpoint125.safetensors"
 TOKENIZER = "tokenizer_spm_32k_3.model"
@@ -67,6 +67,25 @@ def test_a_weights_file_with_its_config_beside_it(tmp_path):
     files = resolve(tmp_path / "model.safetensors")
     assert files.lm == tmp_path / "model.safetensors"
     assert files.config == {"dim": 64}
+
+
+def test_files_given_by_hand_need_no_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder_with(tmp_path, "model.safetensors", MIMI, TOKENIZER)
+    given = [tmp_path / name for name in ("model.safetensors", MIMI, TOKENIZER)]
+    assert resolve("kyutai/moshiko-mlx-q4", *given).lm_config == LMConfig.published()
+    folder_with(tmp_path, config={"dep_q": 4})
+    assert resolve("kyutai/moshiko-mlx-q4", *given).config == {"dep_q": 4}
+    with pytest.raises(DownloadError, match="isn't in the cache"):
+        resolve("kyutai/moshiko-mlx-q4", *given[:2])
+
+
+def test_weights_given_by_hand_bring_their_config(tmp_path):
+    where = folder_with(tmp_path / "a", "model.safetensors", MIMI, TOKENIZER, config={"dep_q": 8})
+    other = folder_with(tmp_path / "b", "model.safetensors", config={"dep_q": 4})
+    files = resolve(where, moshi_weight=other / "model.safetensors")
+    assert files.config == {"dep_q": 4} and files.mimi == where / MIMI
 
 
 def test_a_part_that_is_not_there_is_asked_for_by_its_flag(tmp_path):

@@ -74,7 +74,8 @@ def resolve(
     Args:
         where: a hub repository (`kyutai/moshiko-mlx-q4`), a folder, a weights file with its `config.json` beside it,
             or `nano`, the model in the package.
-        moshi_weight, mimi_weight, tokenizer: files to use instead of those that `where` has.
+        moshi_weight, mimi_weight, tokenizer: files to use instead of those that `where` has; a language model's
+            `config.json` beside `moshi_weight` comes with it.
         parts: what to look for.
         progress: a class with tqdm's interface that shows downloads, such as `download_bar.DownloadBar`.
 
@@ -85,16 +86,38 @@ def resolve(
     """
     given: dict[Part, str | Path | None] = {"lm": moshi_weight, "mimi": mimi_weight, "tokenizer": tokenizer}
     chosen = {part: _existing(path, _FLAGS[part]) for part, path in given.items() if path is not None}
+    wanted = [part for part in parts if part not in chosen]
+    own_config = _config_beside(chosen["lm"]) if "lm" in chosen else None
     folder = _folder(where)
-    if folder is None:
-        found, config = _in_repository(str(where), [part for part in parts if part not in chosen], progress)
+    found: dict[Part, Path] = {}
+    if folder is None and not wanted:
+        config = own_config or _config_in_repository(str(where), progress)
+    elif folder is None:
+        found, config = _in_repository(str(where), wanted, progress)
     elif folder.is_file():
         beside = folder.with_name("config.json")
         found, config = {"lm": folder}, read_config(beside) if beside.exists() else {}
     else:
-        found, config = _in_folder(folder, [part for part in parts if part not in chosen])
+        found, config = _in_folder(folder, wanted)
     found |= chosen
+    config = own_config or config
     return CheckpointFiles(str(where), found.get("lm"), found.get("mimi"), found.get("tokenizer"), config)
+
+
+def _config_beside(weights: Path) -> dict[str, Any] | None:
+    """The language model's `config.json` beside its weights, None if there is none."""
+    path = weights.with_name("config.json")
+    config = read_config(path) if path.exists() else {}
+    return config if "dep_q" in config else None  # without it: a codec's, or an app's own
+
+
+def _config_in_repository(repo: str, progress: type | None) -> dict[str, Any]:
+    """A repository's `config.json` where all files are given by hand; {}, the published shape, if it can't be had."""
+    try:
+        path = hub.fetch(repo, "config.json", progress)
+    except DownloadError:
+        return {}
+    return read_config(path) if path is not None else {}
 
 
 def _existing(path: str | Path, flag: str) -> Path:
