@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-question=${DEMO_QUESTION:-"What is your name?"}
+question=${DEMO_QUESTION:-"How many months are in a year?"}
 
 mkdir -p demo
 espeak-ng -v en-us -s 150 -w demo/question.wav "$question"
