@@ -106,3 +106,14 @@ def test_other_rates_cancel_too(rate: int, scenes: list[Scene]) -> None:
     settled = slice(5 * RATE, None)
     reduction = 10 * np.log10(np.sum(scene.echo[settled] ** 2) / np.sum(out[settled] ** 2))
     assert reduction > 12.0, f"{reduction:.1f} dB"
+
+
+def test_floats_of_any_size_are_sound_and_nothing_else_is(sound: tuple[np.ndarray, np.ndarray]) -> None:
+    mic, played = sound
+    single = EchoCanceller().process(mic, played)
+    double = EchoCanceller().process(mic.astype(np.float64), played.astype(np.float64))
+    assert double.dtype == np.float32
+    np.testing.assert_array_equal(double, single)
+    for wrong in (np.zeros(10, np.int16), np.zeros((1, 10), np.float32)):
+        with pytest.raises(InputError, match=f"{wrong.dtype} of shape"):
+            EchoCanceller().process(wrong, wrong)

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Sound = NDArray[np.floating[Any]]
+"""Samples in [-1, 1], one-dimensional; float32 is taken as it is. Whatever takes them raises InputError for others."""
+
 def accelerate_mlx() -> bool:
     """Lead MLX's matrix products on the CPU to OpenBLAS, those of few columns to this extension.
 
@@ -19,7 +22,7 @@ def read_sound(source: str | os.PathLike[str] | bytes, partial: bool = False) ->
     gives what is there. Raises AudioFileError: missing, empty, not a sound file, cut off, damaged.
     """
 
-def resample(x: NDArray[np.float32], from_rate: int, to_rate: int) -> NDArray[np.float32]:
+def resample(x: Sound, from_rate: int, to_rate: int) -> NDArray[np.float32]:
     """Convert a whole sound, float32 [samples]: round(samples * to_rate / from_rate) samples, aligned with the input.
 
     Raises InputError for a rate outside of 1000 to 1536000 Hz.
@@ -32,7 +35,7 @@ class Resampler:
     """
 
     def __init__(self, from_rate: int, to_rate: int) -> None: ...
-    def process(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def process(self, x: Sound) -> NDArray[np.float32]:
         """Convert the next samples, float32 [samples]; the result is all that can be known by now."""
 
     def flush(self) -> NDArray[np.float32]:
@@ -51,7 +54,7 @@ class EchoCanceller:
     """
 
     def __init__(self, sample_rate: int = 24000, high_pass: bool = False, noise_suppression: bool = False) -> None: ...
-    def process(self, mic: NDArray[np.float32], played: NDArray[np.float32]) -> NDArray[np.float32]:
+    def process(self, mic: Sound, played: Sound) -> NDArray[np.float32]:
         """Cancel in the next samples, float32 [samples] both: as many come out, `delay` samples late.
 
         Any number at a time; the state is kept between calls. Values that are not finite count as silence. Raises
@@ -96,7 +99,7 @@ class AudioIO:
     def read(self, timeout: float = 1.0) -> NDArray[np.float32]:
         """Wait for the next frame, float32 [1920]; raises TimeoutError after `timeout` seconds without one."""
 
-    def write(self, pcm: NDArray[np.float32], timeout: float | None = None) -> None:
+    def write(self, pcm: Sound, timeout: float | None = None) -> None:
         """Hand over at most one frame, float32 [samples].
 
         Without a timeout it returns at once, and sound that would wait for more than two frames is skipped, oldest

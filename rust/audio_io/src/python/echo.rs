@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 
 use crate::echo::{self, EchoError, EchoOptions};
@@ -36,11 +36,11 @@ impl EchoCanceller {
     fn process<'py>(
         &self,
         py: Python<'py>,
-        mic: PyReadonlyArray1<'py, f32>,
-        played: PyReadonlyArray1<'py, f32>,
+        mic: &Bound<'_, PyAny>,
+        played: &Bound<'_, PyAny>,
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-        let mut mic = mic.as_array().to_vec();
-        let played = played.as_array().to_vec();
+        let mut mic = super::samples(mic)?;
+        let played = super::samples(played)?;
         let done = py.detach(|| self.core().process(&mut mic, &played));
         done.map_err(|e| input_error(py, e))?;
         Ok(mic.into_pyarray(py))

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyList};
@@ -132,12 +132,12 @@ impl AudioIO {
 
     /// Hands a frame to the speaker; with a timeout, waits first until it would not queue up.
     #[pyo3(signature = (pcm, timeout = None))]
-    fn write(&self, py: Python<'_>, pcm: PyReadonlyArray1<'_, f32>, timeout: Option<f64>) -> PyResult<()> {
+    fn write(&self, py: Python<'_>, pcm: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<()> {
         let engine = self.engine(py)?;
         if !engine.has_output() {
             return Err(super::error(py, "InputError", "there is nowhere to write: output is False".into()));
         }
-        let pcm = pcm.as_array().to_vec();
+        let pcm = super::samples(pcm)?;
         if pcm.len() > FRAME_SIZE {
             let message =
                 format!("{} samples were given; write at most {FRAME_SIZE} (80 ms) at a time", pcm.len());

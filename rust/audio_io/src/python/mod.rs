@@ -4,6 +4,7 @@ mod echo;
 mod live;
 mod sound;
 
+use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -17,6 +18,22 @@ fn error(py: Python<'_>, name: &str, message: String) -> PyErr {
         Ok(class) => PyErr::from_type(class, message),
         Err(missing) => missing,
     }
+}
+
+/// A sound given as an array of floats of any size, one-dimensional, or as what NumPy makes such an array of.
+fn samples(sound: &Bound<'_, PyAny>) -> PyResult<Vec<f32>> {
+    if let Ok(ready) = sound.extract::<PyReadonlyArray1<'_, f32>>() {
+        return Ok(ready.as_array().to_vec());
+    }
+    let py = sound.py();
+    let array = py.import("numpy")?.call_method1("asarray", (sound,))?;
+    let (dtype, shape) = (array.getattr("dtype")?, array.getattr("shape")?);
+    if dtype.getattr("kind")?.extract::<String>()? != "f" || shape.len()? != 1 {
+        let message = format!("sound is float32 [samples] in [-1, 1]; {dtype} of shape {shape} was given");
+        return Err(error(py, "InputError", message));
+    }
+    let single = array.call_method1("astype", ("float32",))?;
+    Ok(single.extract::<PyReadonlyArray1<'_, f32>>()?.as_array().to_vec())
 }
 
 /// Lead MLX's matrix products on the CPU to OpenBLAS (crate `cpu_blas`); whether that was done.

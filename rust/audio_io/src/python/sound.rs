@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -51,11 +51,11 @@ fn read_sound<'py>(py: Python<'py>, source: Source<'py>, partial: bool) -> PyRes
 #[pyo3(name = "resample")]
 fn resample_batch<'py>(
     py: Python<'py>,
-    x: PyReadonlyArray1<'py, f32>,
+    x: &Bound<'_, PyAny>,
     from_rate: u32,
     to_rate: u32,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let x = x.as_array().to_vec();
+    let x = super::samples(x)?;
     let y = py.detach(|| resample::resample(&x, from_rate, to_rate));
     Ok(y.map_err(|e| input_error(py, e))?.into_pyarray(py))
 }
@@ -77,12 +77,8 @@ impl Resampler {
     }
 
     /// Converts the next samples; gives all that can be known by now.
-    fn process<'py>(
-        &self,
-        py: Python<'py>,
-        x: PyReadonlyArray1<'py, f32>,
-    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-        let x = x.as_array().to_vec();
+    fn process<'py>(&self, py: Python<'py>, x: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        let x = super::samples(x)?;
         let mut y = Vec::new();
         let done = py.detach(|| self.core().process(&x, &mut y));
         done.map_err(|e| input_error(py, e))?;
