@@ -5,8 +5,9 @@
     python benchmarks/report.py random-512 nano              small ones, in a minute
 
 Takes whole steps (encode, language model, decode) at the beginning of a conversation and with a full cache, and prints
-a table in Markdown, ready to be pasted into an issue. The limit is what such a step reads, as this machine holds it, by
-the chip's stated memory bandwidth, or where that isn't known by the bandwidth measured here.
+a table in Markdown, ready to be pasted into an issue, and this machine's line of the table in `benchmarks/README.md`.
+The limit is what such a step reads, as this machine holds it, by the chip's stated memory bandwidth, or where that
+isn't known by the bandwidth measured here.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from common import Figure, machine, memory_bytes, options, processor, report
 from folders import make_folder
 from limits import FRAME_MS, Chip, chips
 from load import make_model
+from macs import HEAD, line
 from models import SHAPES
 from traffic import Chooser, bandwidth, codec_bytes_read, kv_bytes, lm_bytes_read
 
@@ -141,6 +143,14 @@ def markdown(rows: Sequence[Row], bytes_per_second: float, stated: bool) -> str:
     return "\n".join(lines)
 
 
+def readme_line(rows: Sequence[Row], bytes_per_second: float, chip: Chip | None) -> str:
+    """This machine's line of the table of Macs."""
+    measured = "; ".join(f"{row.model}: {np.median(row.start):.0f} - {np.median(row.full):.0f}" for row in rows)
+    about = machine()
+    name = chip.name if chip else f"{about['processor']}, {about['cpus']} CPUs, {about['device']}"
+    return line(name, bytes_per_second / 1e9, chip, measured)
+
+
 def _spread(times: Sequence[float]) -> str:
     low, median, high = np.quantile(times, [0.25, 0.5, 0.75])
     return f"{median:.1f} ({low:.1f} - {high:.1f})"
@@ -166,8 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures.append(Figure.of(f"{row.model}: step, full cache", "ms", row.full))
         figures.append(Figure.exact(f"{row.model}: limit, full cache", "ms", row.read_full / bytes_per_second * 1e3))
     table = markdown(rows, bytes_per_second, chip is not None)
-    report(__doc__, chosen.json, figures, {"markdown": table})
+    ours = readme_line(rows, bytes_per_second, chip)
+    report(__doc__, chosen.json, figures, {"markdown": table, "line": ours})
     print("\n" + table)
+    print(f"\nIts line in the table of benchmarks/README.md ({', '.join(HEAD)}):\n\n{ours}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from common import Figure, options, report
 from limits import FRAME_MS, LEVELS, TIGHT, chips, gpu_share, need, verdict
+from macs import table as markdown_table
 from rich.console import Console
 from rich.table import Table
 from traffic import kv_bytes
@@ -32,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--context", type=int, default=3000, help="steps in the cache (%(default)s: full, 4 minutes)")
     parser.add_argument("--levels", nargs="+", default=list(LEVELS))
     parser.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize the cache, in all that follows from it")
+    parser.add_argument("--markdown", action="store_true", help="print only the README's table, a line a chip")
     chosen = parser.parse_args(arguments)
+    if chosen.markdown:
+        print(markdown_table())
+        return
     config = LMConfig.published()
     needs = [need(config, level, chosen.context, chosen.kv_bits) for level in chosen.levels]
     empty = [need(config, level, 0, chosen.kv_bits) for level in chosen.levels]

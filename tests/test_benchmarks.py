@@ -21,6 +21,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 import bars  # noqa: E402
+import macs  # noqa: E402
 from common import Figure, question_of  # noqa: E402
 from graph_nodes import kernels_of_metal, nodes, watch  # noqa: E402
 from limits import chips, gpu_share, need, verdict  # noqa: E402
@@ -122,12 +123,25 @@ def test_limits_are_written_for_every_chip(tmp_path: Path) -> None:
     assert figure(found, "4: read per step") == pytest.approx(expected)
 
 
+def test_the_readmes_table_of_macs_is_what_the_limits_say() -> None:
+    written = (BENCHMARKS / "README.md").read_text()
+    lines = macs.table().splitlines()
+    assert len(lines) == len(chips()) + 2
+    for line in lines:
+        assert line in written, "print it anew: benchmarks/roofline.py --markdown"
+    measured = [line for line in written.splitlines() if line.startswith("| ") and "random-512-4: " in line]
+    assert measured, "no machine was measured"
+
+
 def test_a_report_is_ready_to_paste(tmp_path: Path) -> None:
     found = run("report", "random-512-4", "--steps", "2", "--kv-bits", "8", result=tmp_path / "r.json")
     table = found["details"]["markdown"].splitlines()
     assert "8-bit cache" in table[-1]
     assert table[2].startswith("| model | level |")
     assert len({line.count("|") for line in table[2:]}) == 1
+    line = found["details"]["line"]
+    assert "| random-512-4: " in line
+    assert line.count("|") == macs.table().splitlines()[0].count("|")
     assert figure(found, "random-512-4: step, full cache") > figure(found, "random-512-4: limit, full cache") > 0
 
 
