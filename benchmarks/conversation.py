@@ -317,7 +317,7 @@ def table(lines: Sequence[Line]) -> Table:
         result.add_row(
             line.name,
             f"{line.value:.1f} {line.unit}",
-            f"{sign} {line.wanted:.0f} {line.unit}",
+            f"{sign} {line.wanted:.4g} {line.unit}",
             verdict,
             str(line.count),
         )
