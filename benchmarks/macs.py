@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from limits import Chip, Need, chips, need, verdict
 
 from moshi_mlx.config import LMConfig
@@ -32,7 +30,7 @@ def line(name: str, gb_per_s: float, chip: Chip | None = None, measured: str = "
     return f"| {name} | {gb_per_s:.0f} | {' | '.join(cells)} | {measured} |"
 
 
-def table(others: Sequence[str] = ()) -> str:
-    """All chips, and further lines that `line` made."""
+def table() -> str:
+    """All chips, a line each."""
     known = [line(chip.name, chip.gb_per_s, chip) for chip in chips()]
-    return "\n".join([f"| {' | '.join(HEAD)} |", "| --- " * len(HEAD) + "|", *known, *others])
+    return "\n".join([f"| {' | '.join(HEAD)} |", "| --- " * len(HEAD) + "|", *known])

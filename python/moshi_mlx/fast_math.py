@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import cast
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from .layers import compiled
+from .layers import compiled, on_cpu
 
 _HALVINGS = 3
 
@@ -88,4 +89,6 @@ def _cross_entropy_vjp(
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     """Cross-entropy of `logits` [..., V] and class numbers `targets` int32 [...], float32 [...]."""
+    if not on_cpu():
+        return nn.losses.cross_entropy(logits, targets)
     return cast(mx.array, _cross_entropy(logits, targets))
