@@ -104,6 +104,25 @@ def test_keys_come_one_by_one_and_the_terminal_is_left_as_it_was() -> None:
     os.close(theirs)
 
 
+def test_a_terminal_that_goes_away_gives_no_keys_and_no_error() -> None:
+    ours, theirs = pty.openpty()
+    code = (
+        "import time; from moshi_mlx.cli.keys import Keys\n"
+        "with Keys() as keys:\n"
+        "    print('ready', flush=True)\n"
+        "    for _ in range(50): assert keys.pressed() == ''; time.sleep(0.01)\n"
+        "print('done', flush=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=theirs, stdout=subprocess.PIPE)
+    os.close(theirs)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    os.close(ours)
+    assert process.stdout.readline() == b"done\n"
+    process.stdout.close()
+    assert process.wait(30) == 0
+
+
 def test_keys_are_silent_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     with open(os.devnull) as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)

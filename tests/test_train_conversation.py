@@ -96,6 +96,16 @@ def test_and_yours_is_answered_for_the_turn_before(parts: tuple[Script, list[Utt
     assert kinds >= {"yours", "again", "another"}
 
 
+def test_no_window_opens_at_a_question_that_needs_the_one_before(
+    parts: tuple[Script, list[Utterance], TextTokenizer],
+):
+    turns = 0
+    for talk in conversations(parts, replace(PLAIN, follow_ups=2.5, interruptions=0.0, backchannels=0.0)):
+        turns += len(talk.turns)
+        assert len(talk.openings) <= 1, "all questions but the first one refer back"
+    assert turns > 60
+
+
 def test_a_seed_always_gives_the_same_conversation(parts: tuple[Script, list[Utterance], TextTokenizer]):
     mixer = Mixer(*parts, MixConfig())
     first, second = mixer.draw(random.Random(5)), mixer.draw(random.Random(5))

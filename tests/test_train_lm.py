@@ -110,6 +110,34 @@ def test_fine_tuning_starts_from_a_checkpoint(corpus: Path, tmp_path: Path):
         Trainer(other, init=tmp_path / "model")
 
 
+def test_fine_tuning_starts_as_soft_as_the_checkpoint_was_trained(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, sharpness=6.0))
+    trainer = Trainer(config)
+    export(trainer, tmp_path / "model", averaged=False)
+    tuned = Trainer(config, init=tmp_path / "model").model.lm
+    assert mx.allclose(tuned.text_linear.weight, trainer.model.lm.text_linear.weight, atol=1e-3)
+    ours, theirs = (m.depformer.slices[3].linear_out.weight for m in (trainer.model.lm, tuned))
+    assert mx.allclose(ours, theirs, atol=1e-3)
+
+
+def test_what_a_checkpoint_knew_of_another_codecs_semantic_codes_is_forgotten(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    trainer = Trainer(config)
+    export(trainer, tmp_path / "model", averaged=False)
+    tensors = mx.load(str(NANO / "codec" / "model.safetensors"))
+    name = "quantizer.rvq_first.vq.layers.0._codebook.embedding_sum"
+    shutil.copytree(NANO / "codec", tmp_path / "taught")
+    mx.save_safetensors(str(tmp_path / "taught" / "model.safetensors"), {**tensors, name: tensors[name][::-1]})
+    taught = Trainer(dataclasses.replace(config, codec=tmp_path / "taught"), init=tmp_path / "model")
+    rows = config.model["card"] + 1
+    before, after = (t.model.lm.audio_emb.weight.reshape(-1, rows, config.model["dim"]) for t in (trainer, taught))
+    kept = [bool(mx.allclose(a, b, atol=1e-3)) for a, b in zip(before, after, strict=True)]
+    # Of the user only the semantic codebook is heard: the rest is exported as silence.
+    heard = config.model["dep_q"] + 1
+    assert kept[:heard] == [k not in (0, config.model["dep_q"]) for k in range(heard)]
+
+
 def test_a_run_of_another_model_is_not_resumed(corpus: Path, tmp_path: Path):
     config = work_in(corpus, tmp_path)
     Trainer(config).save()

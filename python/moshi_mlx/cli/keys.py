@@ -1,5 +1,6 @@
 """Single keys from the terminal, without waiting for Enter."""
 
+import contextlib
 import os
 import select
 import sys
@@ -24,10 +25,13 @@ class Keys:
         """The keys pressed since the last call, in lower case; "" where there were none. Never waits."""
         if self._descriptor is None:
             return ""
-        ready, _, _ = select.select([self._descriptor], [], [], 0)
-        if not ready:
-            return ""
-        data = os.read(self._descriptor, 64)
+        try:
+            ready, _, _ = select.select([self._descriptor], [], [], 0)
+            if not ready:
+                return ""
+            data = os.read(self._descriptor, 64)
+        except OSError:
+            data = b""
         if not data:  # the terminal is gone
             self._descriptor = None
         return data.decode("utf-8", errors="ignore").lower()
@@ -43,6 +47,7 @@ class Keys:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._before is not None:
-            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._before)
+            with contextlib.suppress(OSError, termios.error):  # gone, there is nothing to restore
+                termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._before)
             self._before = None
         self._descriptor = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.base import quantized_scaled_dot_product_attention
 
 from ..errors import InputError
 from ..layers import attend, merge_heads
@@ -100,6 +99,9 @@ def attend_cached(q: mx.array, kept: LayerCache, window: int, mask: mx.array) ->
     layer = [array[:, :, :, :window] for array in kept]
     if len(layer) == 1:
         return attend(q, layer[0][:, 0], layer[0][:, 1], mask)
+    # Imported where needed: with it come transformers and a second and a half.
+    from mlx_lm.models.base import quantized_scaled_dot_product_attention
+
     D = q.shape[-1]
     group, bits = _packing(kept, D)
     keys, values = ((w[:, i], s[:, i], b[:, i]) for w, s, b in [layer] for i in (0, 1))

@@ -90,13 +90,26 @@ class Mimi:
 
     def latent_frame(self, pcm: mx.array, state: Tree) -> tuple[mx.array, Tree]:
         """As `encode_frame`, giving what the quantizer gets: [B, frames, dimension]."""
-        x, tails = self._encoder(pcm.swapaxes(1, 2), state["tails"])
+        x, tails = self.convolve_frame(pcm, state["tails"])
+        x, state = self.refine_frame(x, state)
+        return x, {**state, "tails": tails}
+
+    def convolve_frame(self, pcm: mx.array, tails: list[mx.array]) -> tuple[mx.array, list[mx.array]]:
+        """The convolutions alone: `pcm` [B, 1, 1920 * frames] to [B, 2 * frames, dimension], and the next tails."""
+        return self._encoder(pcm.swapaxes(1, 2), tails)
+
+    def refine_frame(self, x: mx.array, state: Tree) -> tuple[mx.array, Tree]:
+        """What follows the convolutions: from their output to [B, frames, dimension], and the next state."""
         first = _at_start(state["transformer"])
         x, transformer = self._encoder_transformer(x, state["transformer"])
         # Published: this convolution alone is padded with its first input instead of silence.
         tail = mx.where(first, x[:, :1], state["downsample"])
         x, tail = self._downsample(x, tail)
-        return x, {"tails": tails, "transformer": transformer, "downsample": tail}
+        return x, {**state, "transformer": transformer, "downsample": tail}
+
+    def quantize(self, latents: mx.array) -> mx.array:
+        """Codes int32 [B, K, frames] of `latents` [B, frames, dimension]."""
+        return self._quantizer.encode(latents)
 
     def decoder_state(self, B: int, frames: int = 1) -> Tree:
         """A decoder's state before the first code, for `frames` frames a call."""

@@ -17,6 +17,7 @@ from .config import Config
 from .export import export
 from .lm import Trainer
 from .progress import Progress
+from .semantic import SemanticTrainer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,9 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument(
             "--work", type=Path, help="folder of corpus and checkpoints, instead of the configured one"
         )
+        command.add_argument("--codec", type=Path, help="folder of the codec, instead of the configured one")
         command.add_argument("--steps", type=int, help="length of the run, instead of the configured one")
         command.add_argument("--out", type=Path, help="write the result, complete, into this folder")
     lm.add_argument("--init", type=Path, help="start from this checkpoint folder's weights")
+    codec.add_argument(
+        "--parts", choices=("decoder", "all", "semantic"), help="what to train, instead of what is configured"
+    )
     options = parser.parse_args(arguments)
     console = Console()
     try:
@@ -47,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train_lm(options: argparse.Namespace, console: Console) -> None:
-    config = Config.load(options.config, options.work)
+    config = Config.load(options.config, options.work, options.codec)
     if options.steps:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=options.steps))
     trainer = Trainer(config, options.init)
@@ -61,16 +66,21 @@ def _train_lm(options: argparse.Namespace, console: Console) -> None:
 
 
 def _train_codec(options: argparse.Namespace, console: Console) -> None:
-    config = Config.load(options.config, options.work)
-    if options.steps:
-        shorter = dataclasses.replace(config.codec_training, steps=options.steps)
-        config = dataclasses.replace(config, codec_training=shorter)
+    config = Config.load(options.config, options.work, options.codec)
+    parts = options.parts or config.codec_training.parts
+    length = {"steps": options.steps} if options.steps else {}
+    if parts == "semantic":
+        config = dataclasses.replace(config, semantic_training=dataclasses.replace(config.semantic_training, **length))
+    else:
+        training = dataclasses.replace(config.codec_training, parts=parts, **length)
+        config = dataclasses.replace(config, codec_training=training)
     with storage_errors(str(config.work)):
         config.work.mkdir(parents=True, exist_ok=True)
-    trainer = CodecTrainer(config)
+    trainer: SemanticTrainer | CodecTrainer
+    trainer = SemanticTrainer(config) if parts == "semantic" else CodecTrainer(config)
     if trainer.resume():
         console.print(f"going on from step {trainer.step}")
-    with Progress(config.work, config.codec_training.steps, console, name="codec") as progress:
+    with Progress(config.work, trainer.settings.steps, console, name=f"codec-{parts}") as progress:
         trainer.run(progress)
     out = options.out or config.work / "codec"
     trainer.export(out)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -21,7 +23,7 @@ import numpy as np
 from ..config import FRAME_SIZE, MimiConfig
 from ..errors import CheckpointError
 from ..mimi import Mimi
-from .config import CodecConfig, Config
+from .config import CodecConfig, Config, SemanticConfig
 from .export import write_half
 from .mel import mel_distance
 from .progress import Progress
@@ -29,8 +31,12 @@ from .render import Job, perform, plan
 from .script import Script
 
 Tensors = dict[str, mx.array]
+BatchT = TypeVar("BatchT")
+TEACHER = "teacher."
+"""What trains along and is no part of the codec is named so."""
 
-_DECODER = ("decoder.", "decoder_transformer.", "upsample.")
+_OUTPUTS = ("quantizer.rvq_first.output_proj.", "quantizer.rvq_rest.output_proj.")
+_DECODER = ("decoder.", "decoder_transformer.", "upsample.", *_OUTPUTS)
 _CODEBOOK = "._codebook."
 
 
@@ -87,19 +93,22 @@ def pass_through(tensors: Tensors, config: MimiConfig, pcm: mx.array, frozen_enc
     return Coded(y[..., 0], commitment, latents, codes)
 
 
-class CodecTrainer:
-    """One run of codec training.
+class CodecRun(ABC, Generic[BatchT]):
+    """One run of codec training: weights, optimizer, checkpoints; what is learned, and how, is up to a subclass.
 
     Args:
         config: the run; the codec it names is the start.
+        settings: how long, and at which rate.
+        name: of what is trained, for the checkpoint's file.
 
     Raises:
         CheckpointError: no codec there.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, settings: CodecConfig | SemanticConfig, name: str):
         self.config = config
-        self.settings: CodecConfig = config.codec_training
+        self.settings = settings
+        self.name = name
         about = config.codec / "config.json"
         if not about.exists():
             raise CheckpointError(f"{config.codec} is no codec folder: no config.json. Name one as 'codec'.")
@@ -109,80 +118,49 @@ class CodecTrainer:
         self.fixed: Tensors = {}
         self.free: Tensors = {}
         for name, tensor in loaded.items():
-            learns = tensor.ndim > 0 and _CODEBOOK not in name
-            learns = learns and (self.settings.parts == "all" or name.startswith(_DECODER))
+            learns = tensor.ndim > 0 and _CODEBOOK not in name and self.learns(name)
             (self.free if learns else self.fixed)[name] = tensor.astype(mx.float32)
         decay = optim.cosine_decay(self.settings.rate, self.settings.steps, self.settings.rate * 0.02)
         self.optimizer = optim.AdamW(decay, betas=[0.8, 0.99], weight_decay=0.01, bias_correction=True)
         self.step = 0
-        self.script = Script.load(config.script)
-        jobs = plan(self.script, config.data, config.train.seed)
-        spoken = [j for j in jobs if j.group != "backgrounds" and j.split == "train"]
-        own = [j for j in spoken if j.group == "answers"]
-        # Half of what is heard is Moshi's own voice, the only one that is ever decoded.
-        self.jobs: tuple[Sequence[Job], Sequence[Job]] = (own, spoken)
 
-    def batch(self, step: int) -> np.ndarray:
-        """Crops of rendered speech, float32 [batch, frames * 1920], always the same for a step."""
-        rng = random.Random(f"{self.config.train.seed}/{step}")
-        return np.stack([self._crop(rng, self.jobs[i % 2]) for i in range(self.settings.batch)])
+    @abstractmethod
+    def learns(self, name: str) -> bool:
+        """Whether a tensor of the codec is trained."""
 
-    def _crop(self, rng: random.Random, jobs: Sequence[Job]) -> np.ndarray:
-        length = self.settings.frames * FRAME_SIZE
-        pcm = perform(rng.choice(jobs), self.script, self.config.data, self.config.train.seed).pcm
-        pcm = np.pad(pcm, (0, max(0, length - len(pcm))))
-        start = rng.randrange(len(pcm) - length + 1)
-        return np.asarray(pcm[start : start + length] * rng.uniform(0.5, 1.6), dtype=np.float32)
+    @abstractmethod
+    def batch(self, step: int) -> BatchT:
+        """What a step learns from, always the same for a step."""
+
+    @abstractmethod
+    def update(self, batch: BatchT) -> tuple[dict[str, float], float]:
+        """One step on a batch: the losses before it, and the gradient's norm."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures to show now and then, if there are any."""
+        return {}
 
     def run(self, progress: Progress) -> None:
         """Train to the end, saving now and then."""
         with ThreadPoolExecutor(1) as pool:
-            following: Future[np.ndarray] = pool.submit(self.batch, self.step)
+            following: Future[BatchT] = pool.submit(self.batch, self.step)
             while self.step < self.settings.steps:
-                pcm = following.result()
+                batch = following.result()
                 following = pool.submit(self.batch, self.step + 1)
-                parts, norm = self.update(mx.array(pcm))
+                parts, norm = self.update(batch)
                 self.step += 1
                 progress.step(self.step, parts, norm)
                 if self.step % self.settings.save == 0 or self.step == self.settings.steps:
                     self.save()
-
-    def update(self, pcm: mx.array) -> tuple[dict[str, float], float]:
-        """One step on `pcm` [B, T]: the losses before it, and the gradient's norm."""
-        frozen = self.settings.parts == "decoder"
-
-        def objective(free: Tensors) -> tuple[mx.array, Coded, dict[str, mx.array]]:
-            coded = pass_through({**self.fixed, **free}, self.shape, pcm, frozen)
-            parts = {"mel": mel_distance(coded.pcm, pcm), "wave": mx.abs(coded.pcm - pcm).mean()}
-            if not frozen:
-                parts["commitment"] = coded.commitment
-            return parts["mel"] + 2 * parts["wave"] + parts.get("commitment", mx.zeros(())), coded, parts
-
-        (loss, coded, parts), gradients = mx.value_and_grad(objective)(self.free)
-        gradients, norm = optim.clip_grad_norm(gradients, 1.0)
-        self.free = self.optimizer.apply_gradients(gradients, self.free)
-        if not frozen:
-            self._move_codebooks(coded)
-        mx.eval(self.free, self.fixed, self.optimizer.state, loss, parts, norm)
-        figures = {name: float(np.array(value)) for name, value in {**parts, "loss": loss}.items()}
-        return figures, float(np.array(norm))
-
-    def _move_codebooks(self, coded: Coded, decay: float = 0.99) -> None:
-        # Running means of what each codeword stands for, as the published files store them.
-        for k, (latents, codes) in enumerate(zip(coded.latents, coded.codes, strict=True)):
-            part = "rvq_first.vq.layers.0" if k == 0 else f"rvq_rest.vq.layers.{k - 1}"
-            total, usage = (f"quantizer.{part}{_CODEBOOK}{leaf}" for leaf in ("embedding_sum", "cluster_usage"))
-            bins = self.fixed[usage].shape[0]
-            chosen = (codes[:, None] == mx.arange(bins)[None]).astype(mx.float32)
-            self.fixed[usage] = decay * self.fixed[usage] + (1 - decay) * chosen.sum(0)
-            self.fixed[total] = decay * self.fixed[total] + (1 - decay) * (chosen.T @ mx.stop_gradient(latents))
+                    if scores := self.evaluate():
+                        progress.scores(self.step, scores)
 
     # What a run needs to go on.
 
     @property
     def path(self) -> Path:
         """Where the run's state is kept."""
-        return self.config.work / "codec-run.safetensors"
+        return self.config.work / f"codec-{self.name}.safetensors"
 
     def save(self) -> None:
         """Write the state of the run into the work folder."""
@@ -220,9 +198,84 @@ class CodecTrainer:
             StorageError: disk full, no permission.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        write_half(folder / "model.safetensors", {**self.fixed, **self.free})
+        tensors = {**self.fixed, **self.free}
+        write_half(folder / "model.safetensors", {n: a for n, a in tensors.items() if not n.startswith(TEACHER)})
         about = (self.config.codec / "config.json").read_bytes()
         (folder / "config.json").write_bytes(about)
+
+
+class CodecTrainer(CodecRun[np.ndarray]):
+    """Learning from sound and what is left of it after encoding and decoding."""
+
+    def __init__(self, config: Config):
+        self.parts = config.codec_training.parts
+        super().__init__(config, config.codec_training, self.parts)
+        self.script = Script.load(config.script)
+        jobs = plan(self.script, config.data, config.train.seed)
+        spoken = [j for j in jobs if j.group != "backgrounds" and j.split == "train"]
+        own = [j for j in spoken if j.group == "answers"]
+        # Moshi's own voice is the only one that is ever decoded. Its answers are always the same: spoken once, kept.
+        self._answers: dict[int, np.ndarray] = {}
+        self.jobs: tuple[Sequence[Job], Sequence[Job]] = (own, spoken)
+
+    def learns(self, name: str) -> bool:
+        """Whether a tensor of the codec is trained."""
+        return self.parts == "all" or name.startswith(_DECODER)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Crops of rendered speech, float32 [batch, frames * 1920], always the same for a step."""
+        rng = random.Random(f"{self.config.train.seed}/{step}")
+        size = self.settings.batch
+        own = round(size * self.config.codec_training.own)
+        return np.stack([self._crop(rng, self.jobs[i >= own]) for i in range(size)])
+
+    def _crop(self, rng: random.Random, jobs: Sequence[Job]) -> np.ndarray:
+        length = self.settings.frames * FRAME_SIZE
+        job = rng.choice(jobs)
+        if job.number not in self._answers:
+            pcm = perform(job, self.script, self.config.data, self.config.train.seed).pcm
+            if job.group == "answers":
+                self._answers[job.number] = pcm
+        else:
+            pcm = self._answers[job.number]
+        pcm = np.pad(pcm, (0, max(0, length - len(pcm))))
+        if job.group == "answers":
+            # As it will be decoded: at its level, on a frame's edge.
+            start = FRAME_SIZE * rng.randrange((len(pcm) - length) // FRAME_SIZE + 1)
+            return np.asarray(pcm[start : start + length], dtype=np.float32)
+        start = rng.randrange(len(pcm) - length + 1)
+        return np.asarray(pcm[start : start + length] * rng.uniform(0.5, 1.6), dtype=np.float32)
+
+    def update(self, batch: np.ndarray) -> tuple[dict[str, float], float]:
+        """One step on sound [B, T]: the losses before it, and the gradient's norm."""
+        pcm = mx.array(batch)
+        frozen = self.parts == "decoder"
+
+        def objective(free: Tensors) -> tuple[mx.array, Coded, dict[str, mx.array]]:
+            coded = pass_through({**self.fixed, **free}, self.shape, pcm, frozen)
+            parts = {"mel": mel_distance(coded.pcm, pcm), "wave": mx.abs(coded.pcm - pcm).mean()}
+            if not frozen:
+                parts["commitment"] = coded.commitment
+            return parts["mel"] + 2 * parts["wave"] + parts.get("commitment", mx.zeros(())), coded, parts
+
+        (loss, coded, parts), gradients = mx.value_and_grad(objective)(self.free)
+        gradients, norm = optim.clip_grad_norm(gradients, 1.0)
+        self.free = self.optimizer.apply_gradients(gradients, self.free)
+        if not frozen:
+            self._move_codebooks(coded)
+        mx.eval(self.free, self.fixed, self.optimizer.state, loss, parts, norm)
+        figures = {name: float(np.array(value)) for name, value in {**parts, "loss": loss}.items()}
+        return figures, float(np.array(norm))
+
+    def _move_codebooks(self, coded: Coded, decay: float = 0.99) -> None:
+        # Running means of what each codeword stands for, as the published files store them.
+        for k, (latents, codes) in enumerate(zip(coded.latents, coded.codes, strict=True)):
+            part = "rvq_first.vq.layers.0" if k == 0 else f"rvq_rest.vq.layers.{k - 1}"
+            total, usage = (f"quantizer.{part}{_CODEBOOK}{leaf}" for leaf in ("embedding_sum", "cluster_usage"))
+            bins = self.fixed[usage].shape[0]
+            chosen = (codes[:, None] == mx.arange(bins)[None]).astype(mx.float32)
+            self.fixed[usage] = decay * self.fixed[usage] + (1 - decay) * chosen.sum(0)
+            self.fixed[total] = decay * self.fixed[total] + (1 - decay) * (chosen.T @ mx.stop_gradient(latents))
 
 
 def _flatten(state: Mapping[str, object]) -> Tensors:

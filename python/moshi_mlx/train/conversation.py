@@ -41,7 +41,7 @@ class Conversation:
             first sound; 0 elsewhere.
         speaking: whether Moshi speaks, bool [T].
         turns: what was asked and when: (frame of the question's end, intent, expected answer).
-        openings: frames in which both are silent and a question follows.
+        openings: frames in which both are silent and a question follows that needs nothing said before.
     """
 
     text: np.ndarray
@@ -146,7 +146,7 @@ class Mixer:
     def drill(self, rng: random.Random, frames: int = 40) -> Conversation:
         """A single question and the answer's first frames; a question that is too long loses its start."""
         talk = self._begin(rng, frames, echo=False)
-        talk.ask(frames - rng.randint(5, 9))
+        talk.ask(frames - rng.randint(6, 10))
         return self._finish(talk.conversation, rng)
 
     def _begin(self, rng: random.Random, frames: int, echo: bool) -> _Talk:
@@ -258,10 +258,13 @@ class _Talk:
         if rng.random() < 0.05:
             backchannel = self.mixer.backchannel(rng)
             return position + rng.randint(10, 50) if backchannel is None else self._hear(backchannel, position) + 6
-        self.conversation.openings.append(max(0, position - rng.randint(4, 8)))
+        opening: int | None = max(0, position - rng.randint(4, 8))
         interrupting = True
         while interrupting:
             said, intent, answer = self.mixer.question(rng, self.last, self.answer)
+            if opening is not None and said.group != "follow_ups":
+                self.conversation.openings.append(opening)
+            opening = None
             end = self._hear(said, position)
             self.conversation.turns.append((end, intent.name, answer))
             start = end + rng.randint(*config.answer_gap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -9,10 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 
 from ..config import FRAME_RATE
+from ..errors import ConfigError
 from ..files import ResultFile
+from ..mimi.weights import locate, read_weights
 
 
 @dataclass(frozen=True)
@@ -84,3 +88,55 @@ def read_shard(path: Path) -> Iterator[Utterance]:
 def read_corpus(folder: Path) -> list[Utterance]:
     """All utterances written so far."""
     return [u for path in sorted(folder.glob("*.npz")) for u in read_shard(path)]
+
+
+def convolutions_of(codec: Path) -> str:
+    """A fingerprint of a codec's encoder convolutions, which features depend on; the same in half precision.
+
+    Raises:
+        CheckpointError: no codec there.
+    """
+    path, config = locate(codec)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(read_weights(path, config).items()):
+        if name.startswith("encoder."):
+            digest.update(np.array(tensor.astype(mx.float16)).tobytes())
+    return digest.hexdigest()
+
+
+def write_features(path: Path, features: Iterable[tuple[np.ndarray, np.ndarray]], convolutions: str) -> None:
+    """Write what the codec's convolutions [2 F, C] and its encoder [F, C] made of a shard's utterances, in their order.
+
+    Args:
+        path: of the file.
+        features: of each utterance.
+        convolutions: the codec's, from `convolutions_of`.
+
+    Raises:
+        StorageError: disk full, no permission.
+    """
+    convolved, latents = zip(*features, strict=True)
+    content = io.BytesIO()
+    np.savez(
+        content,
+        convolved=np.concatenate(convolved).astype(np.float16),
+        latents=np.concatenate(latents).astype(np.float16),
+        lengths=np.array([len(x) for x in latents]),
+        convolutions=np.array(convolutions),
+    )
+    with ResultFile(path) as file:
+        file.write(content.getvalue())
+
+
+def read_features(path: Path, convolutions: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of a shard's utterances, in their order, what the convolutions and the encoder made of them.
+
+    Raises:
+        ConfigError: they were other convolutions.
+    """
+    with np.load(path) as file:
+        convolved, latents, ends = file["convolved"], file["latents"], np.cumsum(file["lengths"])
+        if str(file["convolutions"]) != convolutions:
+            raise ConfigError(f"{path} was made with a codec of other convolutions: render the corpus with this one.")
+    starts = ends - np.diff(ends, prepend=0)
+    return [(convolved[2 * a : 2 * b], latents[a:b]) for a, b in zip(starts, ends, strict=True)]

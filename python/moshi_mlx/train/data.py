@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,24 +21,78 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ..errors import MoshiError
+from ..config import FRAME_SIZE
+from ..errors import ConfigError, MoshiError
+from ..layers import compiled
 from ..mimi import Mimi
+from ..mimi.state import Tree
 from .config import Config
-from .corpus import write_shard
-from .render import Encode, Job, Sound, encode, perform, plan
+from .corpus import convolutions_of, read_features, read_shard, write_features, write_shard
+from .render import Encode, Encoded, Job, Sound, encode, perform, plan
 from .script import Script
 from .tokenizer import train_tokenizer
 from .word_times import align_answers
+
+_CHUNK_FRAMES = 16
 
 
 def codec_of(config: Config) -> Encode:
     """The configured codec's encoder as a function of arrays."""
     mimi = Mimi.load(config.codec)
 
-    def run(pcm: np.ndarray) -> np.ndarray:
-        return np.array(mimi.encode(mx.array(pcm)))
+    @compiled
+    def step(pcm: mx.array, state: Tree) -> tuple[mx.array, mx.array, mx.array, Tree]:
+        convolved, tails = mimi.convolve_frame(pcm, state["tails"])
+        latents, state = mimi.refine_frame(convolved, state)
+        return mimi.quantize(latents), convolved, latents, {**state, "tails": tails}
+
+    def run(pcm: np.ndarray) -> Encoded:
+        frames = pcm.shape[2] // FRAME_SIZE
+        chunk = min(_CHUNK_FRAMES, frames)
+        state = mimi.encoder_state(len(pcm), chunk)
+        parts = []
+        for first in range(0, frames, chunk):
+            *part, state = step(mx.array(pcm[:, :, first * FRAME_SIZE : (first + chunk) * FRAME_SIZE]), state)
+            mx.eval(part, state)
+            parts.append([np.array(x) for x in part])
+        codes, convolved, latents = zip(*parts, strict=True)
+        return Encoded(np.concatenate(codes, 2), np.concatenate(convolved, 1), np.concatenate(latents, 1))
 
     return run
+
+
+def recode(config: Config, progress: Progress | None = None) -> Path:
+    """Give the corpus the codes of the configured codec, from the features kept beside it.
+
+    Returns:
+        The corpus' folder.
+
+    Raises:
+        ConfigError: no features, or they are another codec's: its convolutions differ.
+        StorageError: disk full, no permission.
+    """
+    folder, features = config.work / "corpus", config.work / "features"
+    paths = sorted(features.glob("*.npz"))
+    if not paths:
+        raise ConfigError(f"{features} is empty: only a corpus made with 'features: true' can be given other codes.")
+    mimi, made_by = Mimi.load(config.codec), convolutions_of(config.codec)
+    task = progress.add_task("encoding", total=len(paths)) if progress else None
+    for path in paths:
+        utterances = list(read_shard(folder / path.name))
+        shard = read_features(path, made_by)
+        order = sorted(range(len(shard)), key=lambda i: len(shard[i][0]))
+        for first in range(0, len(order), _CHUNK_FRAMES):
+            chosen = order[first : first + _CHUNK_FRAMES]
+            steps = len(shard[chosen[-1]][0])
+            x = np.stack([np.pad(shard[i][0], ((0, steps - len(shard[i][0])), (0, 0))) for i in chosen])
+            state = mimi.encoder_state(len(chosen), steps // 2)
+            codes = np.array(mimi.quantize(mimi.refine_frame(mx.array(x.astype(np.float32)), state)[0]))
+            for i, row in zip(chosen, codes, strict=True):
+                utterances[i] = replace(utterances[i], codes=row[:, : len(shard[i][0]) // 2])
+        write_shard(folder / path.name, utterances)
+        if progress and task is not None:
+            progress.advance(task)
+    return folder
 
 
 def prepare(config: Config, progress: Progress | None = None, limit: int | None = None, jobs: int = 1) -> Path:
@@ -60,6 +115,8 @@ def prepare(config: Config, progress: Progress | None = None, limit: int | None 
     script = Script.load(config.script)
     folder = config.work / "corpus"
     folder.mkdir(parents=True, exist_ok=True)
+    if config.data.features:
+        (config.work / "features").mkdir(exist_ok=True)
     train_tokenizer(script, config.data.text_card, config.work / "tokenizer.model")
     shards = {folder / f"{number:05d}.npz": shard for number, shard in enumerate(_shards(script, config)[:limit])}
     lacking = {path: shard for path, shard in shards.items() if not path.exists()}
@@ -102,7 +159,10 @@ def _render(path: Path, script: Script, config: Config, shard: Sequence[Job]) ->
     sounds = [perform(job, script, config.data, config.train.seed) for job in shard]
     if config.data.judge and shard[0].group == "answers":
         sounds = align_answers(sounds, config.data.judge)
-    write_shard(path, encode([s for s in sounds if _spoken(s)], _codec))
+    utterances, features = encode([s for s in sounds if _spoken(s)], _codec)
+    if config.data.features:
+        write_features(config.work / "features" / path.name, features, convolutions_of(config.codec))
+    write_shard(path, utterances)
 
 
 def _spoken(sound: Sound) -> bool:
@@ -119,14 +179,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes that render (default 1)")
     parser.add_argument("--shards", type=int, help="stop after this many shards, for a trial")
+    parser.add_argument("--codec", type=Path, help="folder of the codec, instead of the configured one")
+    parser.add_argument(
+        "--recode", action="store_true", help="render nothing; give the corpus this codec's codes, from its features"
+    )
     options = parser.parse_args(arguments)
     console = Console()
     if not shutil.which("espeak-ng"):
         console.print("[yellow]espeak-ng isn't installed: voices of that engine will fail.[/]")
     try:
-        config = Config.load(options.config, options.work)
+        config = Config.load(options.config, options.work, options.codec)
         with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
-            folder = prepare(config, progress, options.shards, options.jobs)
+            if options.recode:
+                folder = recode(config, progress)
+            else:
+                folder = prepare(config, progress, options.shards, options.jobs)
     except MoshiError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return error.exit_code

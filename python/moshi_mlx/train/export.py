@@ -12,7 +12,7 @@ from mlx.utils import tree_map
 from ..checkpoint import TensorSpec, write_safetensors
 from ..files import ResultFile, storage_errors
 from ..lm.weights import export as published_tensors
-from .lm import Trainer
+from .lm import Trainer, is_output_layer
 
 
 def export(trainer: Trainer, folder: Path, averaged: bool = True) -> None:
@@ -39,7 +39,7 @@ def export(trainer: Trainer, folder: Path, averaged: bool = True) -> None:
     model.update(trained)
     _silence_unheard(tensors, trainer)
     for name in tensors:
-        if name == "text_linear.weight" or (name.endswith(".linear_out.weight") and ".gating." not in name):
+        if is_output_layer(name):
             tensors[name] = config.train.sharpness * tensors[name]
     write_half(folder / "model.safetensors", tensors)
     codec = mx.load(str(config.codec / "model.safetensors"))

@@ -94,12 +94,24 @@ class Trainer:
         }
 
     def _start_from(self, folder: Path) -> None:
-        files = resolve(folder, parts=["lm"])
+        files = resolve(folder, parts=["lm", "mimi"])
         if files.lm_config != self.lm_config:
             raise ConfigError(f"{folder} holds a model of another shape than the configuration's 'model'.")
         tensors, quantization = load_lm_tensors(files.need("lm"), self.lm_config)
         loaded = build(self.lm_config, tensors, quantization, Precision(mx.float32, unpack=True))
-        self.model.lm.load_weights(_flat(loaded.parameters()))
+        weights = dict(_flat(loaded.parameters()))
+        if files.mimi is not None and files.mimi.is_dir() and not _same_book(files.mimi, self.config.codec):
+            # The semantic codes are others now: what the model knew of them would mislead it.
+            table, own = weights["audio_emb.weight"], dict(_flat(self.model.lm.parameters()))["audio_emb.weight"]
+            entries = self.lm_config.card + 1
+            for k in (0, self.lm_config.dep_q):
+                table[k * entries : (k + 1) * entries] = own[k * entries : (k + 1) * entries]
+            weights["audio_emb.weight"] = table
+        for name in weights:
+            if is_output_layer(name):
+                # Exported sharper than it was trained.
+                weights[name] = weights[name] / self.config.train.sharpness
+        self.model.lm.load_weights(list(weights.items()))
 
     def _compile(self) -> Update:
         model, optimizer, train = self.model, self.optimizer, self.config.train
@@ -241,6 +253,11 @@ class Trainer:
         return True
 
 
+def is_output_layer(name: str) -> bool:
+    """Whether a tensor gives the logits of text or of a codebook."""
+    return name == "text_linear.weight" or (name.endswith(".linear_out.weight") and ".gating." not in name)
+
+
 def _flat(tree: Any) -> list[tuple[str, mx.array]]:
     return list(cast(list[tuple[str, mx.array]], tree_flatten(tree)))
 
@@ -265,6 +282,10 @@ def _small_start(model: Trainee, config: LMConfig, codec: Path) -> None:
         elif name.endswith(("out_proj.weight", "gating.linear_out.weight")):
             weights.append((name, 0.5 * value))
     model.load_weights(weights, strict=False)
+
+
+def _same_book(codec: Path, other: Path) -> bool:
+    return np.array_equal(_codebook(codec, 0), _codebook(other, 0))
 
 
 def _codebook(codec: Path, k: int) -> np.ndarray:

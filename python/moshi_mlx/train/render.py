@@ -15,8 +15,27 @@ from .corpus import Utterance
 from .script import OUT_OF_DOMAIN, Script, normalize, pick
 from .voices import Voice
 
-Encode = Callable[[np.ndarray], np.ndarray]
-"""float32 [B, 1, samples] to int [B, K, frames]."""
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a codec makes of sounds [B, 1, samples].
+
+    Attributes:
+        codes: int [B, K, F].
+        convolved: the encoder's convolutions' output at 25 Hz, [B, 2 F, C].
+        latents: what the quantizer gets, [B, F, C].
+    """
+
+    codes: np.ndarray
+    convolved: np.ndarray
+    latents: np.ndarray
+
+
+Encode = Callable[[np.ndarray], Encoded]
+"""float32 [B, 1, samples] to what a codec makes of it."""
+
+Features = tuple[np.ndarray, np.ndarray]
+"""Of one utterance: the convolutions' output [2 F, C] and the latents [F, C]."""
 
 # Silence before and after the speech of Moshi's answers, which start on a frame's edge.
 ANSWER_LEAD = 4
@@ -171,18 +190,23 @@ def _background(draws: np.random.Generator) -> np.ndarray:
     return noise(draws, samples, draws.uniform(0, 2)) * np.float32(10 ** draws.uniform(-4.5, -1.3))
 
 
-def encode(sounds: Sequence[Sound], codec: Encode, batch: int = 4) -> list[Utterance]:
-    """Turn rendered sounds into codes, sounds of like lengths together; results in the order given."""
+def encode(sounds: Sequence[Sound], codec: Encode, batch: int = 4) -> tuple[list[Utterance], list[Features]]:
+    """Turn rendered sounds into codes and features, sounds of like lengths together; results in the order given."""
     order = sorted(range(len(sounds)), key=lambda i: len(sounds[i].pcm))
     codes: dict[int, np.ndarray] = {}
+    features: dict[int, Features] = {}
     for first in range(0, len(order), batch):
         chosen = order[first : first + batch]
         longest = len(sounds[chosen[-1]].pcm)
         # The codec is causal: what is padded on the right changes nothing before it.
         pcm = np.stack([np.pad(sounds[i].pcm, (0, longest - len(sounds[i].pcm))) for i in chosen])
-        for i, row in zip(chosen, codec(pcm[:, None]), strict=True):
-            codes[i] = row[:, : len(sounds[i].pcm) // FRAME_SIZE]
-    return [
+        encoded = codec(pcm[:, None])
+        for row, i in enumerate(chosen):
+            frames = len(sounds[i].pcm) // FRAME_SIZE
+            codes[i] = encoded.codes[row, :, :frames]
+            features[i] = encoded.convolved[row, : 2 * frames], encoded.latents[row, :frames]
+    utterances = [
         Utterance(codes[i], s.job.group, s.job.name, s.text, s.job.voice, s.job.split, s.start, s.end, s.words)
         for i, s in enumerate(sounds)
     ]
+    return utterances, [features[i] for i in range(len(sounds))]

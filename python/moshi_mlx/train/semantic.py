@@ -1,0 +1,442 @@
+"""Teaching the semantic codebook what is said: `python -m moshi_mlx.train codec CONFIG --parts semantic`.
+
+The codec's convolutions stay; their output is kept beside the corpus. The encoder's transformer, the convolution to
+12.5 Hz and the semantic codebook learn from two teachers that see nothing but codewords: the phones spoken, whoever
+speaks them (connectionist temporal classification, Graves et al. 2006), and what was asked, by a small causal
+transformer on top. As with supervised semantic tokens (CosyVoice, Du et al. 2024, section 3.1), a voice never heard
+then gets the codes of the known ones. What the acoustic codebooks and the decoder get is held where it was.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+
+from ..config import FRAME_RATE, MimiConfig
+from ..errors import ConfigError
+from ..fast_math import cross_entropy
+from ..mimi.conv import Conv
+from ..mimi.transformer import Transformer
+from .codec import TEACHER, CodecRun, Tensors
+from .config import Config
+from .corpus import Utterance, convolutions_of, read_corpus, read_features
+from .script import OUT_OF_DOMAIN, normalize
+from .voices import SynthesisError
+
+_LEARNS = ("encoder_transformer.", "downsample.", "quantizer.rvq_first.")
+_FIRST = "quantizer.rvq_first"
+_REST = "quantizer.rvq_rest"
+_BOOK = f"{_FIRST}.vq.layers.0._codebook"
+SLOTS = 2
+"""Phones that a frame can stand for: at 12.5 frames a second there is more than one in many."""
+_AFTER_END = 3
+_POOL = 8
+_UNUSED = 0.02
+_LATE = 2
+
+
+def ctc(logits: mx.array, labels: mx.array, lengths: mx.array) -> mx.array:
+    """Connectionist temporal classification: -log of the probability of each row's labels, float32 [B].
+
+    The forward variables are kept as shares of each step's sum: no underflow, and no logarithm a step.
+
+    Args:
+        logits: [B, T, 1 + labels], class 0 the blank.
+        labels: int32 [B, L], padded with 0.
+        lengths: int32 [B], of the labels; T must be at least as many, and one more for every repetition.
+    """
+    B, L = labels.shape
+    classes = logits.shape[-1]
+    states = mx.stack([mx.zeros_like(labels), labels], axis=2).reshape(B, 2 * L)
+    states = mx.concatenate([states, mx.zeros((B, 1), mx.int32)], axis=1)
+    one_hot = (states[:, :, None] == mx.arange(classes)).astype(mx.float32)
+    emitted = mx.softmax(logits, axis=-1) @ one_hot.swapaxes(1, 2)
+    before = mx.pad(states[:, :-2], [(0, 0), (2, 0)], constant_values=0)
+    skips = ((states != 0) & (states != before)).astype(mx.float32)
+    start = mx.array([[1.0, 1.0] + [0.0] * (2 * L - 1)])
+    place = mx.arange(2 * L + 1)
+    last = ((place == 2 * lengths[:, None]) | (place == 2 * lengths[:, None] - 1)).astype(mx.float32)
+    tiny = 1e-30
+    steps = [e.squeeze(1) for e in mx.split(emitted, emitted.shape[1], axis=1)]
+    shares, sums = start * steps[0], []
+    for i, step in enumerate(steps):
+        if i:
+            one = mx.pad(shares[:, :-1], [(0, 0), (1, 0)])
+            two = mx.pad(shares[:, :-2], [(0, 0), (2, 0)])
+            shares = (shares + one + skips * two) * step
+        total = shares.sum(axis=1, keepdims=True) + tiny
+        shares = shares / total
+        sums.append(total)
+    ends = (shares * last).sum(axis=1) + tiny
+    return -(mx.log(mx.concatenate(sums, axis=1)).sum(axis=1) + mx.log(ends))
+
+
+def phones_of(words: Sequence[str]) -> dict[str, list[str]]:
+    """Phones of each word as espeak-ng's American English has them, stress left out.
+
+    Raises:
+        SynthesisError: espeak-ng isn't installed or failed.
+    """
+
+    def speak(word: str) -> list[str]:
+        command = ["espeak-ng", "-q", "-x", "--sep= ", "-v", "en-us", "--", word]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        except FileNotFoundError as error:
+            raise SynthesisError("espeak-ng isn't installed; it says which phones a word has.") from error
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            raise SynthesisError(f"espeak-ng failed on {word!r}: {error}") from error
+        return [p for p in (phone.strip("',_:;!") for phone in done.stdout.split()) if p]
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(words, pool.map(speak, words), strict=True))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One utterance: what the convolutions made of it, and what is in it.
+
+    Attributes:
+        convolved: float16 [2 F, C], the convolutions' output at 25 Hz.
+        latents: float16 [F, C], what the quantizer got from the codec as it was.
+        phones: numbers from 1 on.
+        times: when each phone starts, about, and when the last one ends, in frames.
+        asked: number of what was asked, 0 for nothing that calls for an answer.
+        end: the frame after the one in which speech ends.
+        own: whether it is Moshi's voice.
+    """
+
+    convolved: np.ndarray
+    latents: np.ndarray
+    phones: tuple[int, ...]
+    times: np.ndarray
+    asked: int
+    end: int
+    own: bool
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What teaching needs of a pass through encoder and semantic codebook.
+
+    Attributes:
+        semantic: what was looked up, [B, F, width].
+        words: the codewords found, gradients passed straight through, [B, F, width].
+        codes: their numbers, int32 [B, F].
+        rest: what the acoustic codebooks get, [B, F, width].
+    """
+
+    semantic: mx.array
+    words: mx.array
+    codes: mx.array
+    rest: mx.array
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the teachers make of codewords: logits of phones [B, SLOTS F, 1 + phones] and of questions [B, F, ...]."""
+
+    phones: mx.array
+    asked: mx.array
+
+
+def encode(tensors: Tensors, config: MimiConfig, convolved: mx.array) -> Coded:
+    """From the convolutions' output [B, 2 F, C] to codewords."""
+    B, steps, _ = convolved.shape
+    transformer = Transformer(tensors, "encoder_transformer", replace(config, context=steps))
+    x, _ = transformer(convolved, transformer.state(B, steps))
+    downsample = Conv(tensors["downsample.conv.conv.conv.weight"], None, rows=steps // 2, stride=2)
+    x, _ = downsample(x, mx.broadcast_to(x[:, :1], downsample.state(B).shape))
+    semantic = x @ tensors[f"{_FIRST}.input_proj.weight"][:, :, 0].T
+    rest = x @ tensors[f"{_REST}.input_proj.weight"][:, :, 0].T
+    book = tensors[f"{_BOOK}.embedding_sum"] / mx.maximum(tensors[f"{_BOOK}.cluster_usage"], 1e-5)[:, None]
+    nearest = semantic @ book.T - 0.5 * book.square().sum(axis=1)
+    codes = mx.stop_gradient(mx.argmax(nearest, axis=-1))
+    words = semantic + mx.stop_gradient(book[codes] - semantic)
+    return Coded(semantic, words, codes, rest)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Lessons of like lengths, padded; fields as in `Lesson`, and `spoken`: the phone of each slot, [B, SLOTS F]."""
+
+    convolved: mx.array
+    latents: mx.array
+    phones: mx.array
+    lengths: mx.array
+    spoken: mx.array
+    asked: mx.array
+    ends: mx.array
+    own: mx.array
+    real: mx.array
+
+
+class SemanticTrainer(CodecRun[Batch]):
+    """One run of teaching the semantic codebook.
+
+    Raises:
+        CheckpointError: no codec there.
+        ConfigError: no corpus, or one without the convolutions' output.
+        SynthesisError: no espeak-ng.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__(config, config.semantic_training, "semantic")
+        self.start = {**self.fixed, **self.free}
+        utterances = read_corpus(config.work / "corpus")
+        if not utterances:
+            raise ConfigError(f"{config.work}/corpus is empty: run `python -m moshi_mlx.train.data` first.")
+        made_by = convolutions_of(config.codec)
+        paths = sorted((config.work / "features").glob("*.npz"))
+        features = [f for path in paths for f in read_features(path, made_by)]
+        if len(features) != len(utterances):
+            raise ConfigError(
+                f"{config.work}/features doesn't fit the corpus: make it with 'features: true' under 'data'."
+            )
+        words = sorted({w for u in utterances for w in normalize(u.text).split()})
+        phones = phones_of(words)
+        self.alphabet = {p: i for i, p in enumerate(sorted({p for ps in phones.values() for p in ps}), 1)}
+        groups = ("intents", "follow_ups", "backchannels", OUT_OF_DOMAIN)
+        kinds = sorted({(u.group, u.name) for u in utterances if u.group in groups})
+        self.kinds = {kind: i for i, kind in enumerate(kinds, 1)}
+        self.lessons: dict[str, list[Lesson]] = {"train": [], "known": [], "held_out": [], "own": []}
+        limit = self.settings.frames
+        for u, (convolved, latents) in zip(utterances, features, strict=True):
+            frames = u.codes.shape[1]
+            if u.group == "echoes" or (u.group != "backgrounds" and frames > limit):
+                continue
+            said, times = self._timed(u, phones)
+            asked = self.kinds.get((u.group, u.name), 0)
+            own = u.group == "answers"
+            convolved, latents = convolved[: 2 * limit], latents[:limit]
+            lesson = Lesson(convolved, latents, said, times, asked, min(u.end_frame, limit), own)
+            if len(said) < SLOTS * len(latents):
+                self.lessons["own" if own else u.split].append(lesson)
+        sample = np.concatenate([x.convolved for x in self.lessons["train"][::17]]).astype(np.float32)
+        self.spread = sample.std(axis=0)
+        mx.random.seed(config.train.seed)
+        self.free.update(self._teachers())
+        self.optimizer.init(self.free)
+
+    def _timed(self, utterance: Utterance, phones: Mapping[str, list[str]]) -> tuple[tuple[int, ...], np.ndarray]:
+        """The phones of an utterance, and about when each starts: a word's spread over its time."""
+        said: list[int] = []
+        times: list[float] = []
+        starts = [start for _, start in utterance.words]
+        for (text, start), end in zip(utterance.words, [*starts[1:], utterance.end], strict=False):
+            here = [self.alphabet[p] for w in normalize(text).split() for p in phones[w]]
+            times += [start + (end - start) * i / len(here) for i in range(len(here))]
+            said += here
+        return tuple(said), np.array([*times, utterance.end]) * FRAME_RATE
+
+    def learns(self, name: str) -> bool:
+        """Whether a tensor of the codec is trained."""
+        return name.startswith(_LEARNS)
+
+    def _teachers(self) -> Tensors:
+        """Random weights of what judges the codes; not part of the codec."""
+        width, inner = self.shape.dimension, self.shape.dim_feedforward
+
+        def draw(*shape: int) -> mx.array:
+            return mx.random.normal(shape, scale=shape[-1] ** -0.5)
+
+        teachers = {
+            f"{TEACHER}phones": draw(SLOTS * (1 + len(self.alphabet)), self.shape.codebook_dim),
+            f"{TEACHER}input": draw(width, self.shape.codebook_dim),
+            f"{TEACHER}asked": draw(1 + len(self.kinds), width),
+            f"{TEACHER}norm": mx.ones((width,)),
+        }
+        for i in range(self.shape.num_layers):
+            layer = f"{TEACHER}transformer.layers.{i}"
+            teachers |= {
+                f"{layer}.self_attn.in_proj_weight": draw(3 * width, width),
+                f"{layer}.self_attn.out_proj.weight": draw(width, width),
+                f"{layer}.linear1.weight": draw(inner, width),
+                f"{layer}.linear2.weight": draw(width, inner),
+            }
+            for k in (1, 2):
+                teachers[f"{layer}.norm{k}.weight"] = mx.ones((width,))
+                teachers[f"{layer}.norm{k}.bias"] = mx.zeros((width,))
+                teachers[f"{layer}.layer_scale_{k}.scale"] = 0.5 * mx.ones((width,))
+        return teachers
+
+    # Batches.
+
+    def batch(self, step: int) -> Batch:
+        """The lessons of a step, always the same: of like lengths, an eighth of them in Moshi's voice."""
+        pool, part = divmod(step, _POOL)
+        size = self.settings.batch
+        rng = random.Random(f"{self.config.train.seed}/{pool}")
+        own = max(1, size // 8)
+        drawn = [rng.choice(self.lessons["train"]) for _ in range(_POOL * (size - own))]
+        drawn.sort(key=lambda lesson: len(lesson.latents))
+        chosen = drawn[part * (size - own) : (part + 1) * (size - own)]
+        draws = np.random.default_rng([self.config.train.seed, step])
+        varied = [self._vary(lesson, draws) for lesson in chosen]
+        return self._stack(varied + [self._crop(rng.choice(self.lessons["own"]), varied, draws) for _ in range(own)])
+
+    def _vary(self, lesson: Lesson, draws: np.random.Generator) -> Lesson:
+        """Slower or faster, in another voice's average spectrum, with noise; the frames' number stays even at 25 Hz."""
+        frames = len(lesson.latents)
+        longer = min(max(round(frames * draws.uniform(0.9, 1.15)), 1), self.settings.frames)
+        if len(lesson.phones) >= SLOTS * longer:
+            longer = frames
+        chosen = np.minimum((np.arange(2 * longer) * (frames / longer)).astype(int), 2 * frames - 1)
+        x = lesson.convolved[chosen].astype(np.float32)
+        x += self.spread * draws.normal(0, draws.uniform(0, 0.25), x.shape[1])
+        x += self.spread * draws.normal(0, draws.uniform(0, 0.3), x.shape)
+        latents = lesson.latents[np.minimum((np.arange(longer) * (frames / longer)).astype(int), frames - 1)]
+        end = round(lesson.end * longer / frames)
+        times = lesson.times * (longer / frames)
+        return Lesson(x.astype(np.float16), latents, lesson.phones, times, lesson.asked, end, lesson.own)
+
+    def _crop(self, lesson: Lesson, beside: Sequence[Lesson], draws: np.random.Generator) -> Lesson:
+        """The beginning of an answer that is longer than its neighbours, without its phones; else all of it."""
+        longest = max(len(x.latents) for x in beside)
+        if len(lesson.latents) <= longest:
+            return lesson
+        start = int(draws.integers(0, len(lesson.latents) - longest + 1)) if draws.random() < 0.5 else 0
+        cut = slice(start, start + longest)
+        convolved = lesson.convolved[2 * start : 2 * (start + longest)]
+        return Lesson(convolved, lesson.latents[cut], (), np.zeros(1), 0, longest, own=start == 0)
+
+    def _stack(self, lessons: Sequence[Lesson]) -> Batch:
+        B = len(lessons)
+        frames = max(len(x.latents) for x in lessons)
+        width = max(1, *(len(x.phones) for x in lessons))
+        convolved = np.zeros((B, 2 * frames, lessons[0].convolved.shape[1]), np.float32)
+        latents = np.zeros((B, frames, lessons[0].latents.shape[1]), np.float32)
+        spoken = np.zeros((B, SLOTS * frames), np.int32)
+        clock = (np.arange(SLOTS * frames) - _LATE) / SLOTS
+        phones, real = np.zeros((B, width), np.int32), np.zeros((B, frames), np.float32)
+        for i, lesson in enumerate(lessons):
+            n = len(lesson.latents)
+            convolved[i, : 2 * n], latents[i, :n], real[i, :n] = lesson.convolved, lesson.latents, 1
+            # What follows a lesson is its last frame, on and on.
+            convolved[i, 2 * n :] = lesson.convolved[-1]
+            phones[i, : len(lesson.phones)] = lesson.phones
+            if lesson.phones:
+                number = np.searchsorted(lesson.times, clock, side="right")
+                spoken[i] = np.array([0, *lesson.phones, 0])[number]
+        return Batch(
+            mx.array(convolved),
+            mx.array(latents),
+            mx.array(phones),
+            mx.array(np.array([len(x.phones) for x in lessons], np.int32)),
+            mx.array(spoken),
+            mx.array(np.array([x.asked for x in lessons], np.int32)),
+            mx.array(np.array([x.end for x in lessons], np.int32)),
+            mx.array(np.array([x.own for x in lessons], np.float32)),
+            mx.array(real),
+        )
+
+    # The passes.
+
+    def update(self, batch: Batch) -> tuple[dict[str, float], float]:
+        """One step: the losses before it, and the gradient's norm."""
+
+        draws = np.random.default_rng([self.config.train.seed, self.step, 2])
+        plain = mx.array(draws.random(len(batch.asked)) < 0.5)[:, None, None]
+        # Phones at their supposed times show the way; later on, only their order counts.
+        guided = max(0.1, 1 - 3 * self.step / self.settings.steps)
+
+        def objective(free: Tensors) -> tuple[mx.array, Coded, dict[str, mx.array]]:
+            coded = encode({**self.fixed, **free}, self.shape, batch.convolved)
+            # As in Mimi's training, half of the examples go on unquantized.
+            heard = self._heard(free, mx.where(plain, coded.semantic, coded.words))
+            real = batch.real[:, :, None]
+            count = batch.real.sum()
+            voiced = (batch.lengths > 0).astype(mx.float32)
+            log_loss = ctc(heard.phones, batch.phones, batch.lengths)
+            log_loss = log_loss / mx.maximum(batch.lengths, 1).astype(mx.float32)
+            at = mx.minimum(batch.ends[:, None] + mx.arange(_AFTER_END), batch.convolved.shape[1] // 2 - 1)
+            answers = mx.take_along_axis(heard.asked, at[:, :, None], axis=1)
+            wanted = mx.broadcast_to(batch.asked[:, None], at.shape)
+            called = mx.broadcast_to((batch.asked > 0).astype(mx.float32)[:, None], at.shape)
+            rest, sound = self._as_it_was(batch.latents)
+            weight = (0.1 + 0.9 * batch.own[:, None, None]) * real
+            moved = ((coded.rest - rest) ** 2 * weight).sum() / ((rest**2 * weight).sum() + 1e-6)
+            words = coded.words @ free[f"{_FIRST}.output_proj.weight"][:, :, 0].T
+            own = batch.own[:, None, None] * real
+            unlike = ((words - sound) ** 2 * own).sum() / ((sound**2 * own).sum() + 1e-6)
+            slots = mx.repeat(batch.real, SLOTS, axis=1) * voiced[:, None]
+            spoken = (cross_entropy(heard.phones, batch.spoken) * slots).sum() / slots.sum()
+            parts = {
+                "spoken": spoken,
+                "phones": (log_loss * voiced).sum() / voiced.sum(),
+                "asked": (cross_entropy(answers, wanted) * called).sum() / mx.maximum(called.sum(), 1),
+                "commitment": (((coded.semantic - mx.stop_gradient(coded.words)) ** 2) * real).sum() / count,
+                "moved": moved,
+                "unlike": unlike,
+            }
+            loss = (
+                parts["phones"]
+                + guided * spoken
+                + 0.5 * parts["asked"]
+                + 0.1 * parts["commitment"]
+                + 2 * moved
+                + 0.5 * unlike
+            )
+            return loss, coded, parts
+
+        (loss, coded, parts), gradients = mx.value_and_grad(objective)(self.free)
+        gradients, norm = optim.clip_grad_norm(gradients, 1.0)
+        self.free = self.optimizer.apply_gradients(gradients, self.free)
+        self._move_codebook(coded, batch)
+        mx.eval(self.free, self.fixed, self.optimizer.state, loss, parts, norm)
+        figures = {name: float(np.array(value)) for name, value in {**parts, "loss": loss}.items()}
+        return figures, float(np.array(norm))
+
+    def _heard(self, free: Tensors, words: mx.array) -> Heard:
+        B, frames, _ = words.shape
+        phones = (words @ free[f"{TEACHER}phones"].T).reshape(B, SLOTS * frames, -1)
+        transformer = Transformer(free, TEACHER.rstrip("."), replace(self.shape, context=frames))
+        x, _ = transformer(words @ free[f"{TEACHER}input"].T, transformer.state(B, frames))
+        return Heard(phones, mx.fast.rms_norm(x, free[f"{TEACHER}norm"], 1e-5) @ free[f"{TEACHER}asked"].T)
+
+    def _as_it_was(self, latents: mx.array) -> tuple[mx.array, mx.array]:
+        """What acoustic codebooks and decoder got from these latents before: [B, F, width] and [B, F, dimension]."""
+        start = self.start
+        book = start[f"{_BOOK}.embedding_sum"] / mx.maximum(start[f"{_BOOK}.cluster_usage"], 1e-5)[:, None]
+        semantic = latents @ start[f"{_FIRST}.input_proj.weight"][:, :, 0].T
+        words = book[mx.argmax(semantic @ book.T - 0.5 * book.square().sum(axis=1), axis=-1)]
+        rest = latents @ start[f"{_REST}.input_proj.weight"][:, :, 0].T
+        return rest, words @ start[f"{_FIRST}.output_proj.weight"][:, :, 0].T
+
+    def _move_codebook(self, coded: Coded, batch: Batch, decay: float = 0.98) -> None:
+        """Running means of what each codeword stands for; one that stands for nothing any more moves to some latent."""
+        real = batch.real.reshape(-1, 1)
+        latents = mx.stop_gradient(coded.semantic).reshape(-1, coded.semantic.shape[-1])
+        usage, total = self.fixed[f"{_BOOK}.cluster_usage"], self.fixed[f"{_BOOK}.embedding_sum"]
+        chosen = (coded.codes.reshape(-1, 1) == mx.arange(usage.shape[0])).astype(mx.float32) * real
+        usage = decay * usage + (1 - decay) * chosen.sum(axis=0)
+        total = decay * total + (1 - decay) * (chosen.T @ latents)
+        draws = np.random.default_rng([self.config.train.seed, self.step, 1])
+        places = np.flatnonzero(np.array(batch.real).reshape(-1))
+        fresh = latents[mx.array(draws.choice(places, usage.shape[0]))]
+        unused = usage < _UNUSED
+        self.fixed[f"{_BOOK}.cluster_usage"] = mx.where(unused, 4 * _UNUSED, usage)
+        self.fixed[f"{_BOOK}.embedding_sum"] = mx.where(unused[:, None], 4 * _UNUSED * fresh, total)
+
+    def evaluate(self) -> dict[str, float]:
+        """How many of the held-out voices' questions the teacher knows from their codes, by split."""
+        result = {}
+        for split in ("known", "held_out"):
+            right: list[bool] = []
+            lessons = sorted((x for x in self.lessons[split] if x.asked), key=lambda lesson: len(lesson.latents))
+            for first in range(0, len(lessons), 64):
+                batch = self._stack(lessons[first : first + 64])
+                coded = encode({**self.fixed, **self.free}, self.shape, batch.convolved)
+                asked = self._heard(self.free, coded.words).asked
+                at = mx.minimum(batch.ends + _AFTER_END - 1, asked.shape[1] - 1)
+                found = mx.take_along_axis(asked, at[:, None, None], axis=1)[:, 0].argmax(axis=-1)
+                right += np.array(found == batch.asked).tolist()
+            result[f"{split} asked"] = float(np.mean(right)) if right else 0.0
+        return result

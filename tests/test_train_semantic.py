@@ -1,0 +1,180 @@
+"""Teaching the semantic codebook: the phones' loss is right, teaching lowers it, all else in the codec stays."""
+
+import dataclasses
+import io
+import itertools
+import math
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from rich.console import Console
+from train_corpus import NANO, make_corpus
+
+from moshi_mlx.errors import ConfigError
+from moshi_mlx.mimi import Mimi
+from moshi_mlx.train.config import Config
+from moshi_mlx.train.corpus import read_corpus
+from moshi_mlx.train.data import prepare, recode
+from moshi_mlx.train.progress import Progress
+from moshi_mlx.train.semantic import SemanticTrainer, ctc, encode, phones_of
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("espeak-ng") or not (NANO / "codec").exists(), reason="needs espeak-ng and nano"
+)
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A corpus in espeak-ng's voices, with features."""
+    folder = tmp_path_factory.mktemp("spoken")
+    config = Config.load(make_corpus(folder))
+    shutil.rmtree(folder / "corpus")
+    data = dataclasses.replace(
+        config.data, voice="espeak:en-us", voices=("espeak:en-us+f3",), held_out_voices=("espeak:en-gb",),
+        renderings=1, follow_up_renderings=1, out_of_domain_renderings=1, backgrounds=1, shard=64, features=True,
+    )  # fmt: skip
+    training = dataclasses.replace(config.semantic_training, batch=8, rate=1e-3, steps=6)
+    config = dataclasses.replace(config, data=data, semantic_training=training)
+    prepare(config)
+    return config
+
+
+def in_folder(spoken: Config, folder: Path) -> Config:
+    for part in ("corpus", "features"):
+        shutil.copytree(spoken.work / part, folder / part)
+    return dataclasses.replace(spoken, work=folder)
+
+
+def likelihood(probabilities: np.ndarray, labels: list[int]) -> float:
+    """Sum over all paths that collapse to the labels."""
+    T, classes = probabilities.shape
+    total = 0.0
+    for path in itertools.product(range(classes), repeat=T):
+        collapsed = [k for k, _ in itertools.groupby(path) if k]
+        if collapsed == labels:
+            total += math.prod(probabilities[t, k] for t, k in enumerate(path))
+    return total
+
+
+@pytest.mark.parametrize("labels", [[1], [1, 2], [1, 1], [2, 1, 2], []])
+def test_the_phones_loss_sums_all_paths(labels: list[int]):
+    logits = np.random.default_rng(3).normal(size=(1, 5, 3)).astype(np.float32)
+    probabilities = np.exp(logits[0]) / np.exp(logits[0]).sum(-1, keepdims=True)
+    # A neighbour with more labels must not matter.
+    padded = np.array([labels + [0] * (4 - len(labels)), [1, 2, 1, 2]], np.int32)
+    loss = ctc(mx.array(np.repeat(logits, 2, 0)), mx.array(padded), mx.array([len(labels), 4]))
+    assert float(loss[0].item()) == pytest.approx(-math.log(likelihood(probabilities, labels)), rel=1e-4)
+
+
+def test_the_phones_losss_gradient_is_its_slope():
+    draws = np.random.default_rng(5)
+    logits, labels = draws.normal(size=(1, 6, 4)).astype(np.float32), mx.array([[2, 3, 3]], dtype=mx.int32)
+
+    def loss(x: mx.array) -> mx.array:
+        return ctc(x, labels, mx.array([3])).sum()
+
+    gradient = np.array(mx.grad(loss)(mx.array(logits)))
+    for t, k in [(0, 0), (2, 3), (5, 2)]:
+        step = np.zeros_like(logits)
+        step[0, t, k] = 1e-2
+        slope = float((loss(mx.array(logits + step)) - loss(mx.array(logits - step))).item()) / 2e-2
+        assert gradient[0, t, k] == pytest.approx(slope, abs=1e-3)
+
+
+def test_a_words_phones_have_no_stress_marks():
+    phones = phones_of(["hello", "sixty"])
+    assert len(phones["hello"]) == 4
+    assert len(phones["sixty"]) == 6
+    assert not set("".join(phones["sixty"])) & set("',")
+
+
+def test_teaching_lowers_the_losses_and_leaves_convolutions_and_acoustic_codebooks(spoken: Config, tmp_path: Path):
+    trainer = SemanticTrainer(in_folder(spoken, tmp_path))
+    batch = trainer.batch(0)
+    parts = [trainer.update(batch)[0] for _ in range(12)]
+    for name in ("phones", "asked"):
+        assert parts[-1][name] < 0.9 * parts[0][name], f"{name}: {[p[name] for p in parts]}"
+    trainer.export(tmp_path / "taught")
+    before, after = (mx.load(str(f / "model.safetensors")) for f in (NANO / "codec", tmp_path / "taught"))
+    assert before.keys() == after.keys()
+    changed = {n for n in before if not np.array_equal(np.array(before[n]), np.array(after[n]))}
+    assert changed
+    assert all(n.startswith(("encoder_transformer.", "downsample.", "quantizer.rvq_first.")) for n in changed)
+    assert set(trainer.evaluate()) == {"known asked", "held_out asked"}
+    Mimi.load(tmp_path / "taught")
+
+
+def test_before_any_step_the_pass_gives_the_codecs_own_codes(spoken: Config, tmp_path: Path):
+    trainer = SemanticTrainer(in_folder(spoken, tmp_path))
+    utterances = read_corpus(spoken.work / "corpus")
+    lesson = trainer.lessons["own"][0]
+    coded = encode(trainer.start, trainer.shape, mx.array(lesson.convolved[None].astype(np.float32)))
+    assert np.mean(np.array(coded.codes[0]) == utterances[0].codes[0]) > 0.95
+
+
+def test_recoding_with_the_same_codec_changes_next_to_nothing(spoken: Config, tmp_path: Path):
+    config = in_folder(spoken, tmp_path)
+    before = read_corpus(config.work / "corpus")
+    recode(config)
+    for old, new in zip(before, read_corpus(config.work / "corpus"), strict=True):
+        assert (old.text, old.words, old.codes.shape) == (new.text, new.words, new.codes.shape)
+        assert np.mean(old.codes == new.codes) > 0.9
+
+
+def test_recoding_with_a_taught_codec_gives_what_that_codec_hears(spoken: Config, tmp_path: Path):
+    config = in_folder(spoken, tmp_path)
+    trainer = SemanticTrainer(config)
+    for step in range(2):
+        trainer.update(trainer.batch(step))
+    trainer.export(tmp_path / "taught")
+    recode(dataclasses.replace(config, codec=tmp_path / "taught"))
+    lesson = trainer.lessons["own"][0]
+    tensors = {**trainer.fixed, **trainer.free}
+    coded = encode(tensors, trainer.shape, mx.array(lesson.convolved[None].astype(np.float32)))
+    found = read_corpus(config.work / "corpus")[0].codes[0]
+    assert np.mean(np.array(coded.codes[0]) == found) > 0.9
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(spoken: Config, tmp_path: Path):
+    def run(folder: Path, stop: int | None) -> dict[str, mx.array]:
+        config = in_folder(spoken, folder)
+        trainer = SemanticTrainer(config)
+        if stop:
+            for step in range(stop):
+                trainer.update(trainer.batch(step))
+                trainer.step += 1
+            trainer.save()
+            trainer = SemanticTrainer(config)
+            assert trainer.resume()
+        with Progress(folder, 6, Console(file=io.StringIO()), name="codec") as progress:
+            trainer.run(progress)
+        return trainer.free
+
+    whole, parted = run(tmp_path / "a", None), run(tmp_path / "b", 3)
+    for name, tensor in whole.items():
+        assert np.allclose(np.array(tensor), np.array(parted[name]), atol=1e-5), name
+
+
+def test_a_corpus_without_features_is_refused_with_what_to_do(spoken: Config, tmp_path: Path):
+    config = in_folder(spoken, tmp_path)
+    shutil.rmtree(tmp_path / "features")
+    with pytest.raises(ConfigError, match="features: true"):
+        SemanticTrainer(config)
+    with pytest.raises(ConfigError, match="features: true"):
+        recode(config)
+
+
+def test_features_of_a_codec_with_other_convolutions_are_refused(spoken: Config, tmp_path: Path):
+    config = in_folder(spoken, tmp_path)
+    shutil.copytree(NANO / "codec", tmp_path / "other")
+    tensors = mx.load(str(NANO / "codec" / "model.safetensors"))
+    name = next(n for n in tensors if n.startswith("encoder.") and n.endswith("weight"))
+    mx.save_safetensors(str(tmp_path / "other" / "model.safetensors"), {**tensors, name: 2 * tensors[name]})
+    other = dataclasses.replace(config, codec=tmp_path / "other")
+    with pytest.raises(ConfigError, match="other convolutions"):
+        recode(other)
+    with pytest.raises(ConfigError, match="other convolutions"):
+        SemanticTrainer(other)
