@@ -106,6 +106,25 @@ def test_no_window_opens_at_a_question_that_needs_the_one_before(
     assert turns > 60
 
 
+def test_an_exchange_holds_what_its_second_question_refers_to(
+    parts: tuple[Script, list[Utterance], TextTokenizer],
+):
+    mixer = Mixer(*parts, replace(PLAIN, follow_ups=0.0, interruptions=0.0, backchannels=0.0))
+    referring = 0
+    for n in range(60):
+        talk = mixer.exchange(random.Random(n), 90)
+        assert talk.codes.shape == (17, 90)
+        if len(talk.turns) < 2:  # a "mm-hm" or a long silence between them
+            continue
+        *_, (_, before, answer), (end, intent, reply) = talk.turns
+        assert end <= 90 - 8, "the answer's beginning is missing"
+        assert talk.speaking[:end].any(), "the first answer was cut off"
+        assert talk.asked[end] == mixer.numbers[reply]
+        first = parts[0].intents.get(before)
+        referring += intent == before or reply == answer or (first is not None and first.yours == intent)
+    assert referring > 30
+
+
 def test_a_seed_always_gives_the_same_conversation(parts: tuple[Script, list[Utterance], TextTokenizer]):
     mixer = Mixer(*parts, MixConfig())
     first, second = mixer.draw(random.Random(5)), mixer.draw(random.Random(5))

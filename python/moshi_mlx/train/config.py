@@ -111,6 +111,8 @@ class TrainConfig:
             questions up to the answer's first words, without the depth transformer. They teach listening at a fraction
             of a conversation's cost.
         drill_batch: questions in a drill.
+        exchanges: share of the drills that are of two turns, the second most often about the first; two fifths as many
+            of those make a drill.
         sharpness: what the exported model's output layers are multiplied by. The default temperatures were chosen for
             models of billions of parameters; a small one is surer of its answers when they act as lower ones. Weights
             that a run starts from are taken to be as sharp.
@@ -133,6 +135,7 @@ class TrainConfig:
     weights: Mapping[str, float] = field(default_factory=dict)
     drills: float = 0.0
     drill_batch: int = 24
+    exchanges: float = 0.0
     sharpness: float = 1.0
     evaluate: int = 250
     save: int = 100

@@ -149,6 +149,18 @@ class Mixer:
         talk.ask(frames - rng.randint(6, 10))
         return self._finish(talk.conversation, rng)
 
+    def exchange(self, rng: random.Random, frames: int = 90) -> Conversation:
+        """The end of a question and its answer, and the next question, most often one that refers back."""
+        talk = self._begin(rng, 2 * frames, echo=False)
+        example, position = talk.conversation, rng.randint(1, 6)
+        while not example.turns:
+            position = talk.turn(position)
+        before = len(example.turns)
+        while len(example.turns) == before:
+            position = talk.turn(position, refers=rng.random() < 0.75)
+        end = min(example.turns[before][0] + rng.randint(8, 14), 2 * frames)
+        return cut(self._finish(example, rng), max(0, end - frames), frames)
+
     def _begin(self, rng: random.Random, frames: int, echo: bool) -> _Talk:
         return _Talk(
             Conversation(
@@ -187,10 +199,12 @@ class Mixer:
         found = self._said.get((group, name))
         return rng.choice(found) if found else None
 
-    def question(self, rng: random.Random, last: Intent | None, answer: str | None) -> tuple[Utterance, Intent, str]:
-        """What the user says next, the intent the answer belongs to, and the answer."""
+    def question(
+        self, rng: random.Random, last: Intent | None, answer: str | None, refers: bool = False
+    ) -> tuple[Utterance, Intent, str]:
+        """What the user says next (about the turn before if it `refers`), the intent of the answer, and the answer."""
         config, script = self.config, self.script
-        if last is not None and answer is not None and rng.random() < config.follow_ups * 0.4:
+        if last is not None and answer is not None and (refers or rng.random() < config.follow_ups * 0.4):
             kinds = ["again"]
             if last.yours:
                 kinds += ["yours"] * 3
@@ -252,8 +266,11 @@ class _Talk:
         self.conversation.asked[found : start + 1] = self.mixer.numbers[answer]
         self._speak(answer, start, None)
 
-    def turn(self, position: int) -> int:
-        """Put a question at `position` and all that follows from it; returns where the next turn may start."""
+    def turn(self, position: int, refers: bool = False) -> int:
+        """Put a question at `position` and all that follows from it; returns where the next turn may start.
+
+        A question that `refers` is about the turn before.
+        """
         rng, config = self.rng, self.mixer.config
         if rng.random() < 0.05:
             backchannel = self.mixer.backchannel(rng)
@@ -261,7 +278,8 @@ class _Talk:
         opening: int | None = max(0, position - rng.randint(4, 8))
         interrupting = True
         while interrupting:
-            said, intent, answer = self.mixer.question(rng, self.last, self.answer)
+            said, intent, answer = self.mixer.question(rng, self.last, self.answer, refers)
+            refers = False
             if opening is not None and said.group != "follow_ups":
                 self.conversation.openings.append(opening)
             opening = None
@@ -324,6 +342,21 @@ def _put(stream: np.ndarray, codes: np.ndarray, begin: int) -> None:
     first, last = max(0, begin), min(stream.shape[1], begin + codes.shape[1])
     if first < last:
         stream[:, first:last] = codes[:, first - begin : last - begin]
+
+
+def cut(talk: Conversation, first: int, frames: int) -> Conversation:
+    """The part of a conversation that starts in frame `first`."""
+    part = slice(first, first + frames)
+    return Conversation(
+        talk.text[part],
+        talk.moshi[:, part],
+        talk.user[:, part],
+        talk.heard[part],
+        talk.asked[part],
+        talk.speaking[part],
+        [(end - first, intent, answer) for end, intent, answer in talk.turns if first <= end < first + frames],
+        [frame - first for frame in talk.openings if first <= frame < first + frames],
+    )
 
 
 def stretched(said: Utterance, rate: float) -> Utterance:

@@ -150,8 +150,7 @@ class Trainer:
         # Drills loosen what the depth transformer had learned: the last quarter of a run has ever fewer of them.
         drills = train.drills * min(1.0, 4 * (1 - step / train.steps))
         if random.Random(f"{train.seed}/{step}").random() < drills:
-            mixer, seeds = self.mixers["train"], range(train.drill_batch)
-            return make_drill([mixer.drill(random.Random(f"{train.seed}/{step}/{i}")) for i in seeds], self.lm_config)
+            return self._drill(step)
         draws = np.random.default_rng([train.seed, step])
         return make_batch(
             self.conversations(step),
@@ -161,6 +160,15 @@ class Trainer:
             train.silent_share,
             self.config.mix.window,
         )
+
+    def _drill(self, step: int) -> Drill:
+        train, mixer = self.config.train, self.mixers["train"]
+        count, make = train.drill_batch, mixer.drill
+        if random.Random(f"{train.seed}/{step}/exchange").random() < train.exchanges:
+            # Twice as long, and a bit.
+            count, make = max(1, 2 * count // 5), mixer.exchange
+        seeds = [random.Random(f"{train.seed}/{step}/{i}") for i in range(count)]
+        return make_drill([make(rng) for rng in seeds], self.lm_config)
 
     def run(self, progress: Progress, steps: int | None = None) -> None:
         """Train up to `steps` (all that are configured), saving and evaluating as configured.
