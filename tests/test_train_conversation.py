@@ -64,7 +64,7 @@ def test_only_the_semantic_codebook_of_the_user_is_heard(parts: tuple[Script, li
 
 def test_an_interruption_silences_moshi_within_four_frames(parts: tuple[Script, list[Utterance], TextTokenizer]):
     mixer = Mixer(*parts, replace(PLAIN, interruptions=1.0))
-    seen = 0
+    seen = marked = 0
     for n in range(60):
         talk = mixer.draw(random.Random(n))
         talking = talk.speaking.astype(int)
@@ -74,7 +74,12 @@ def test_an_interruption_silences_moshi_within_four_frames(parts: tuple[Script, 
                 seen += 1
                 assert not talk.speaking[start + 5], "Moshi speaks on, five frames into an interruption"
                 assert (talk.moshi[:, start + 5] == mixer.silence).all()
+        for first in np.flatnonzero(np.diff(talk.stopping.astype(int)) == 1) + 1:
+            marked += 1
+            assert talk.speaking[first - 1] and not talk.speaking[first : first + 3].any()
+            assert (talk.text[first : first + 3] == PADDING).all()
     assert seen > 5, "no interruptions were drawn"
+    assert marked > 5, "no interruption is marked"
 
 
 def test_and_yours_is_answered_for_the_turn_before(parts: tuple[Script, list[Utterance], TextTokenizer]):

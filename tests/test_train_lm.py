@@ -20,7 +20,7 @@ from moshi_mlx.train.__main__ import main
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.export import export
 from moshi_mlx.train.lm import Trainer
-from moshi_mlx.train.loss import losses, make_batch
+from moshi_mlx.train.loss import Drill, losses, make_batch
 from moshi_mlx.train.progress import Progress
 
 pytestmark = pytest.mark.skipif(not (NANO / "codec").exists(), reason="the package comes without nano")
@@ -86,6 +86,20 @@ def test_the_user_codebooks_that_were_never_trained_are_not_heard(corpus: Path, 
     assert mx.allclose(lm(mx.array(codes)).text_logits, lm(mx.array(heard)).text_logits)
     heard[:, 9] = 11
     assert not mx.allclose(lm(mx.array(codes)).text_logits, lm(mx.array(heard)).text_logits)
+
+
+@pytest.mark.parametrize("exchanges", [0.0, 1.0])
+def test_drills_teach_listening_and_leave_the_depth_transformer_alone(corpus: Path, tmp_path: Path, exchanges: float):
+    config = work_in(corpus, tmp_path)
+    train = dataclasses.replace(config.train, drills=1.0, drill_batch=5, exchanges=exchanges)
+    trainer = Trainer(dataclasses.replace(config, train=train))
+    drill = trainer.batch(0)
+    assert isinstance(drill, Drill)
+    assert drill.text.shape == ((2, 90) if exchanges else (5, 40))
+    before = mx.array(trainer.model.lm.depformer.linear_in.weight)
+    parts = [trainer._update(*drill.arrays())[0] for _ in range(8)]
+    assert parts[-1]["drill"].item() < 0.9 * parts[0]["drill"].item()
+    assert mx.array_equal(trainer.model.lm.depformer.linear_in.weight, before)
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(corpus: Path, tmp_path: Path):

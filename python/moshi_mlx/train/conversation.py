@@ -27,6 +27,9 @@ END_OF_PADDING = 0
 # A heard word is asked for this many frames after it began: what is being said must be heard before it is known.
 HEARD_LAG = 3
 
+# Frames after an interruption on whose silence training insists.
+_STOPPING = 3
+
 
 @dataclass
 class Conversation:
@@ -40,6 +43,7 @@ class Conversation:
         asked: number of the answer that the question calls for, int32 [T], from the question's end to the answer's
             first sound; 0 elsewhere.
         speaking: whether Moshi speaks, bool [T].
+        stopping: the frames in which Moshi falls silent because the user interrupts, bool [T].
         turns: what was asked and when: (frame of the question's end, intent, expected answer).
         openings: frames in which both are silent and a question follows that needs nothing said before.
     """
@@ -50,6 +54,7 @@ class Conversation:
     heard: np.ndarray
     asked: np.ndarray
     speaking: np.ndarray
+    stopping: np.ndarray
     turns: list[tuple[int, str, str]]
     openings: list[int]
 
@@ -169,6 +174,7 @@ class Mixer:
                 self._background(rng, frames),
                 np.zeros(frames, np.int32),
                 np.zeros(frames, np.int32),
+                np.zeros(frames, bool),
                 np.zeros(frames, bool),
                 [],
                 [],
@@ -327,6 +333,8 @@ class _Talk:
         _put(talk.moshi, spoken.codes[:, :length], begin)
         _put(talk.text[None], spoken.text[None, :length], begin)
         talk.speaking[max(0, begin) : begin + min(length, spoken.speech_end + 1)] = True
+        if length < spoken.speech_end:
+            talk.stopping[begin + length : begin + length + _STOPPING] = True
         echo = self.mixer.utterance("echoes", answer, self.rng) if self.echo else None
         if echo is not None:
             first = ANSWER_LEAD - 1
@@ -354,6 +362,7 @@ def cut(talk: Conversation, first: int, frames: int) -> Conversation:
         talk.heard[part],
         talk.asked[part],
         talk.speaking[part],
+        talk.stopping[part],
         [(end - first, intent, answer) for end, intent, answer in talk.turns if first <= end < first + frames],
         [frame - first for frame in talk.openings if first <= frame < first + frames],
     )

@@ -34,9 +34,10 @@ class Batch:
         rows: int32 [R], the depth transformer's steps in the flattened batch.
         depth_inputs: int32 [R, dep_q], the text token and all but the last audio token of those steps.
         depth_targets: int32 [R, dep_q], -1 where nothing is to be learned.
-        depth_speech: float32 [R], 1 where Moshi speaks.
+        depth_speech: float32 [R], 1 where Moshi speaks or stops.
         heard: int32 [B, T], number of the user's word.
         asked: int32 [B, T], number of the answer called for.
+        stopping: float32 [B, T], 1 where Moshi falls silent because of an interruption: silence that counts as words.
     """
 
     inputs: mx.array
@@ -47,6 +48,7 @@ class Batch:
     depth_speech: mx.array
     heard: mx.array
     asked: mx.array
+    stopping: mx.array
 
     def arrays(self) -> list[mx.array]:
         """All fields in order, for a compiled function."""
@@ -81,24 +83,29 @@ def make_batch(
     speaking = np.stack([c.speaking for c in conversations])
     heard = np.stack([c.heard for c in conversations])
     asked = np.stack([c.asked for c in conversations])
+    stopping = np.stack([c.stopping for c in conversations])
     streams = delayed(codes, config)
     if window is not None and window < codes.shape[2]:
         first = [_opening(c, window, draws) for c in conversations]
-        codes, speaking, heard, asked = (
+        codes, speaking, heard, asked, stopping = (
             np.stack([x[..., a : a + window] for x, a in zip(xs, first, strict=True)])
-            for xs in (codes, speaking, heard, asked)
+            for xs in (codes, speaking, heard, asked, stopping)
         )
         streams = np.stack([x[:, a : a + window + 1] for x, a in zip(streams, first, strict=True)])
     B, _, T = codes.shape
     flat = streams[:, : 1 + config.dep_q, 1:].swapaxes(1, 2).reshape(B * T, -1)
-    loud, silent = np.flatnonzero(speaking), np.flatnonzero(~speaking)
-    quiet = min(len(silent), max(round(depth_frames * silent_share), depth_frames - len(loud)))
+    stops = np.flatnonzero(stopping & ~speaking)[: depth_frames // 4]
+    loud, silent = np.flatnonzero(speaking), np.setdiff1d(np.flatnonzero(~speaking), stops)
+    others = depth_frames - len(stops)
+    quiet = min(len(silent), max(round(others * silent_share), others - len(loud)))
     rows = np.concatenate(
         [
-            draws.choice(loud, depth_frames - quiet, replace=False),
+            stops,
+            draws.choice(loud, others - quiet, replace=False),
             draws.choice(silent, quiet, replace=False),
         ]
     )
+    counted = (speaking | stopping).reshape(-1)
     chosen = flat[rows]
     targets = chosen[:, 1:].copy()
     targets[targets == config.initial_token_id] = -1
@@ -108,9 +115,10 @@ def make_batch(
         rows=mx.array(rows.astype(np.int32)),
         depth_inputs=mx.array(chosen[:, : config.dep_q]),
         depth_targets=mx.array(targets),
-        depth_speech=mx.array(speaking.reshape(-1)[rows].astype(np.float32)),
+        depth_speech=mx.array(counted[rows].astype(np.float32)),
         heard=mx.array(heard),
         asked=mx.array(asked),
+        stopping=mx.array(stopping.astype(np.float32)),
     )
 
 
@@ -138,25 +146,27 @@ class Drill:
     text: mx.array
     heard: mx.array
     asked: mx.array
+    stopping: mx.array
 
     def arrays(self) -> list[mx.array]:
         """All fields in order."""
-        return [self.inputs, self.text, self.heard, self.asked]
+        return [self.inputs, self.text, self.heard, self.asked, self.stopping]
 
 
 def make_drill(questions: Sequence[Conversation], config: LMConfig) -> Drill:
     """Stack drills of equal length."""
     codes = np.stack([c.codes for c in questions])
     heard, asked = np.stack([c.heard for c in questions]), np.stack([c.asked for c in questions])
+    stopping = np.stack([c.stopping for c in questions]).astype(np.float32)
     streams = delayed(codes, config)[:, :, :-1]
-    return Drill(mx.array(streams), mx.array(codes[:, 0]), mx.array(heard), mx.array(asked))
+    return Drill(mx.array(streams), mx.array(codes[:, 0]), mx.array(heard), mx.array(asked), mx.array(stopping))
 
 
 def listening_losses(model: Trainee, batch: Batch | Drill) -> tuple[mx.array, dict[str, mx.array]]:
     """Hidden states [B, T, D], and the losses that need no depth transformer."""
     hidden, text_logits = model.lm.forward_text(batch.inputs)
     text = cross_entropy(text_logits, batch.text)
-    words = (batch.text != PADDING).astype(mx.float32)
+    words = mx.maximum((batch.text != PADDING).astype(mx.float32), batch.stopping)
     calling = (batch.asked > 0).astype(mx.float32)
     some = (batch.heard > 0).astype(mx.float32) * 0.9 + 0.1
     return hidden, {
