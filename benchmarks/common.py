@@ -108,7 +108,9 @@ def report(
         return
     result = {
         "question": question,
-        "command": " ".join(["python", os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]]),
+        "command": " ".join(
+            ["python", os.path.relpath(sys.argv[0], HERE.parent), *(a.replace(f"{HERE.parent}/", "") for a in sys.argv[1:])]
+        ),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
         "figures": [asdict(figure) for figure in figures],
