@@ -109,7 +109,11 @@ def report(
     result = {
         "question": question,
         "command": " ".join(
-            ["python", os.path.relpath(sys.argv[0], HERE.parent), *(a.replace(f"{HERE.parent}/", "") for a in sys.argv[1:])]
+            [
+                "python",
+                os.path.relpath(sys.argv[0], HERE.parent),
+                *(a.replace(f"{HERE.parent}/", "") for a in sys.argv[1:]),
+            ]
         ),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
