@@ -46,6 +46,18 @@ def test_codes_equal_the_published_ones(mimi, published):
     np.testing.assert_array_equal(codes, published["codes"])
 
 
+def test_the_stages_lead_to_the_published_codes(mimi, published):
+    pcm = published["pcm_in"][None, None]
+    codes, convolved, latents = mimi.stages(pcm)
+    assert np.array_equal(np.array(codes), np.array(mimi.encode(pcm)))
+    assert np.array_equal(np.array(mimi.quantize(latents)), np.array(codes))
+    F = codes.shape[2]
+    assert convolved.shape == (1, 2 * F, mimi.config.dimension)
+    # The convolutions' output is all that the rest needs.
+    again, _ = mimi.refine_frame(convolved, mimi.encoder_state(1, F))
+    assert np.abs(np.array(again) - np.array(latents)).max() < 1e-3
+
+
 def test_sound_equals_the_published_one(mimi, published):
     np.testing.assert_allclose(np.array(mimi.decode(published["codes"])), published["pcm_out"], atol=1e-4, rtol=0)
 

@@ -167,6 +167,15 @@ def test_a_corpus_without_features_is_refused_with_what_to_do(spoken: Config, tm
         recode(config)
 
 
+def test_a_corpus_of_which_some_files_lack_features_is_left_as_it_was(spoken: Config, tmp_path: Path):
+    config = in_folder(spoken, tmp_path)
+    (tmp_path / "features" / "00001.npz").unlink()
+    before = [path.read_bytes() for path in sorted((tmp_path / "corpus").iterdir())]
+    with pytest.raises(ConfigError, match="features: true"):
+        recode(config)
+    assert [path.read_bytes() for path in sorted((tmp_path / "corpus").iterdir())] == before
+
+
 def test_features_of_a_codec_with_other_convolutions_are_refused(spoken: Config, tmp_path: Path):
     config = in_folder(spoken, tmp_path)
     shutil.copytree(NANO / "codec", tmp_path / "other")

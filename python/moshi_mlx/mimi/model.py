@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -54,6 +54,7 @@ class Mimi:
         self.dtype = self._quantizer.books.dtype
         mx.eval(list(_arrays(self)))
         self._encode = compiled(self.encode_frame)
+        self._stages = compiled(self._stage_frame)
         self._decode = compiled(self.decode_frame)
 
     @classmethod
@@ -86,17 +87,21 @@ class Mimi:
     def encode_frame(self, pcm: mx.array, state: Tree) -> tuple[mx.array, Tree]:
         """Continue `state` with `pcm` [B, 1, 1920 * frames], giving codes int32 [B, K, frames] and the next state."""
         latents, state = self.latent_frame(pcm, state)
-        return self._quantizer.encode(latents), state
+        return self.quantize(latents), state
 
     def latent_frame(self, pcm: mx.array, state: Tree) -> tuple[mx.array, Tree]:
         """As `encode_frame`, giving what the quantizer gets: [B, frames, dimension]."""
-        x, tails = self.convolve_frame(pcm, state["tails"])
-        x, state = self.refine_frame(x, state)
-        return x, {**state, "tails": tails}
+        _, latents, state = self._latents(pcm, state)
+        return latents, state
 
-    def convolve_frame(self, pcm: mx.array, tails: list[mx.array]) -> tuple[mx.array, list[mx.array]]:
-        """The convolutions alone: `pcm` [B, 1, 1920 * frames] to [B, 2 * frames, dimension], and the next tails."""
-        return self._encoder(pcm.swapaxes(1, 2), tails)
+    def _latents(self, pcm: mx.array, state: Tree) -> tuple[mx.array, mx.array, Tree]:
+        convolved, tails = self._encoder(pcm.swapaxes(1, 2), state["tails"])
+        latents, state = self.refine_frame(convolved, state)
+        return convolved, latents, {**state, "tails": tails}
+
+    def _stage_frame(self, pcm: mx.array, state: Tree) -> tuple[mx.array, mx.array, mx.array, Tree]:
+        convolved, latents, state = self._latents(pcm, state)
+        return self.quantize(latents), convolved, latents, state
 
     def refine_frame(self, x: mx.array, state: Tree) -> tuple[mx.array, Tree]:
         """What follows the convolutions: from their output to [B, frames, dimension], and the next state."""
@@ -193,6 +198,20 @@ class Mimi:
         Raises:
             InputError: another shape or type.
         """
+        return mx.concatenate([codes for (codes,) in self._strides(pcm, self._encode)], axis=2)
+
+    def stages(self, pcm: ArrayLike) -> tuple[mx.array, mx.array, mx.array]:
+        """A whole sound on its way to its codes; `pcm` and errors as in `encode`.
+
+        Returns:
+            Codes int32 [B, K, F], the convolutions' output at 25 Hz [B, 2 F, dimension], and what the quantizer gets
+            [B, F, dimension].
+        """
+        codes, convolved, latents = map(list, zip(*self._strides(pcm, self._stages), strict=True))
+        return mx.concatenate(codes, axis=2), mx.concatenate(convolved, axis=1), mx.concatenate(latents, axis=1)
+
+    def _strides(self, pcm: ArrayLike, step: Callable[..., tuple[Any, ...]]) -> Iterator[list[mx.array]]:
+        """What `step` makes of a sound's strides; its last result is the state for the next one."""
         x = check_pcm(pcm, self.dtype)
         B, _, T = x.shape
         if T == 0:
@@ -200,12 +219,10 @@ class Mimi:
         x = mx.pad(x, [(0, 0), (0, 0), (0, -T % FRAME_SIZE)])
         frames = min(_CHUNK_FRAMES, x.shape[2] // FRAME_SIZE)
         state = self.encoder_state(B, frames)
-        codes = []
         for start in range(0, x.shape[2], frames * FRAME_SIZE):
-            code, state = self._encode(x[:, :, start : start + frames * FRAME_SIZE], state)
-            mx.eval(code, state)
-            codes.append(code)
-        return mx.concatenate(codes, axis=2)
+            *parts, state = step(x[:, :, start : start + frames * FRAME_SIZE], state)
+            mx.eval(parts, state)
+            yield parts
 
     def decode(self, codes: ArrayLike) -> mx.array:
         """Sound of a whole sequence of codes.

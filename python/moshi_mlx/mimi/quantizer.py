@@ -24,8 +24,8 @@ class SplitQuantizer:
     def __init__(self, tensors: Mapping[str, mx.array], num_codebooks: int):
         self.num_codebooks = num_codebooks
         halves = ["rvq_first"] if num_codebooks == 1 else ["rvq_first", "rvq_rest"]
-        books = [_codebook(tensors, "rvq_first", 0)]
-        books += [_codebook(tensors, "rvq_rest", i) for i in range(num_codebooks - 1)]
+        books = [codebook(tensors, "rvq_first", 0)]
+        books += [codebook(tensors, "rvq_rest", i) for i in range(num_codebooks - 1)]
         self.bins, self.width = books[0].shape
         self.books = mx.stack(books)
         # Words as rows to look up and as columns to compare with: one row times columns is what BLAS reads fastest.
@@ -67,7 +67,8 @@ def _parts(stacked: mx.array) -> list[mx.array]:
     return [part.squeeze(0) for part in mx.split(stacked, len(stacked))]
 
 
-def _codebook(tensors: Mapping[str, mx.array], half: str, index: int) -> mx.array:
+def codebook(tensors: Mapping[str, mx.array], half: str, index: int) -> mx.array:
+    """Codewords [bins, width] of half `rvq_first` or `rvq_rest`, from the sums and counts that files hold."""
     name = f"quantizer.{half}.vq.layers.{index}._codebook"
     usage = tensors[f"{name}.cluster_usage"].astype(mx.float32)
     total = tensors[f"{name}.embedding_sum"]

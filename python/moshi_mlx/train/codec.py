@@ -2,7 +2,8 @@
 
 Fits a codec to a corpus' voices from its present weights. `parts: decoder` leaves the codes as they are, so that
 language models trained on them stay valid; `parts: all` also moves the encoder and, by running means, the codebooks.
-There is no discriminator and no semantic teacher: a codec from scratch wants both, and a GPU.
+`--parts semantic` teaches the semantic codebook what is said (`moshi_mlx.train.semantic`). There is no discriminator: a
+codec from scratch wants one, and a GPU.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ from .script import Script
 
 Tensors = dict[str, mx.array]
 BatchT = TypeVar("BatchT")
-TEACHER = "teacher."
-"""What trains along and is no part of the codec is named so."""
+"""What a step learns from."""
+PassT = TypeVar("PassT")
+"""What of a step's pass moves the codebooks."""
+TEACHER = "teacher"
+"""Prefix of what trains along and is no part of the codec."""
 
 _OUTPUTS = ("quantizer.rvq_first.output_proj.", "quantizer.rvq_rest.output_proj.")
 _DECODER = ("decoder.", "decoder_transformer.", "upsample.", *_OUTPUTS)
@@ -93,7 +97,7 @@ def pass_through(tensors: Tensors, config: MimiConfig, pcm: mx.array, frozen_enc
     return Coded(y[..., 0], commitment, latents, codes)
 
 
-class CodecRun(ABC, Generic[BatchT]):
+class CodecRun(ABC, Generic[BatchT, PassT]):
     """One run of codec training: weights, optimizer, checkpoints; what is learned, and how, is up to a subclass.
 
     Args:
@@ -133,8 +137,39 @@ class CodecRun(ABC, Generic[BatchT]):
         """What a step learns from, always the same for a step."""
 
     @abstractmethod
+    def losses(self, free: Tensors, batch: BatchT) -> tuple[mx.array, PassT, dict[str, mx.array]]:
+        """The loss of a batch with `free` as what is trained, what was passed through, and the loss's parts."""
+
+    @abstractmethod
+    def move_codebooks(self, passed: PassT, batch: BatchT) -> None:
+        """Move the codebooks that learn, which gradients don't reach."""
+
     def update(self, batch: BatchT) -> tuple[dict[str, float], float]:
         """One step on a batch: the losses before it, and the gradient's norm."""
+
+        def objective(free: Tensors) -> tuple[mx.array, PassT, dict[str, mx.array]]:
+            return self.losses(free, batch)
+
+        (loss, passed, parts), gradients = mx.value_and_grad(objective)(self.free)
+        gradients, norm = optim.clip_grad_norm(gradients, 1.0)
+        self.free = self.optimizer.apply_gradients(gradients, self.free)
+        self.move_codebooks(passed, batch)
+        mx.eval(self.free, self.fixed, self.optimizer.state, loss, parts, norm)
+        figures = {name: float(np.array(value)) for name, value in {**parts, "loss": loss}.items()}
+        return figures, float(np.array(norm))
+
+    def move_means(self, book: str, latents: mx.array, chosen: mx.array, decay: float) -> None:
+        """Move a codebook's running means of what each codeword stands for, as the published files store them.
+
+        Args:
+            book: its name in the file.
+            latents: what was looked up, [N, width].
+            chosen: 1 where a latent found a codeword, [N, bins].
+            decay: of the means.
+        """
+        total, usage = f"{book}.embedding_sum", f"{book}.cluster_usage"
+        self.fixed[usage] = decay * self.fixed[usage] + (1 - decay) * chosen.sum(axis=0)
+        self.fixed[total] = decay * self.fixed[total] + (1 - decay) * (chosen.T @ mx.stop_gradient(latents))
 
     def evaluate(self) -> dict[str, float]:
         """Figures to show now and then, if there are any."""
@@ -199,12 +234,12 @@ class CodecRun(ABC, Generic[BatchT]):
         """
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {**self.fixed, **self.free}
-        write_half(folder / "model.safetensors", {n: a for n, a in tensors.items() if not n.startswith(TEACHER)})
+        write_half(folder / "model.safetensors", {n: a for n, a in tensors.items() if not n.startswith(f"{TEACHER}.")})
         about = (self.config.codec / "config.json").read_bytes()
         (folder / "config.json").write_bytes(about)
 
 
-class CodecTrainer(CodecRun[np.ndarray]):
+class CodecTrainer(CodecRun[np.ndarray, Coded]):
     """Learning from sound and what is left of it after encoding and decoding."""
 
     def __init__(self, config: Config):
@@ -232,12 +267,7 @@ class CodecTrainer(CodecRun[np.ndarray]):
     def _crop(self, rng: random.Random, jobs: Sequence[Job]) -> np.ndarray:
         length = self.settings.frames * FRAME_SIZE
         job = rng.choice(jobs)
-        if job.number not in self._answers:
-            pcm = perform(job, self.script, self.config.data, self.config.train.seed).pcm
-            if job.group == "answers":
-                self._answers[job.number] = pcm
-        else:
-            pcm = self._answers[job.number]
+        pcm = self._spoken(job)
         pcm = np.pad(pcm, (0, max(0, length - len(pcm))))
         if job.group == "answers":
             # As it will be decoded: at its level, on a frame's edge.
@@ -246,36 +276,32 @@ class CodecTrainer(CodecRun[np.ndarray]):
         start = rng.randrange(len(pcm) - length + 1)
         return np.asarray(pcm[start : start + length] * rng.uniform(0.5, 1.6), dtype=np.float32)
 
-    def update(self, batch: np.ndarray) -> tuple[dict[str, float], float]:
-        """One step on sound [B, T]: the losses before it, and the gradient's norm."""
+    def _spoken(self, job: Job) -> np.ndarray:
+        if job.number in self._answers:
+            return self._answers[job.number]
+        pcm = perform(job, self.script, self.config.data, self.config.train.seed).pcm
+        if job.group == "answers":
+            self._answers[job.number] = pcm
+        return pcm
+
+    def losses(self, free: Tensors, batch: np.ndarray) -> tuple[mx.array, Coded, dict[str, mx.array]]:
+        """Of sound [B, T]: how far what comes out of the codec is from what went in."""
         pcm = mx.array(batch)
         frozen = self.parts == "decoder"
-
-        def objective(free: Tensors) -> tuple[mx.array, Coded, dict[str, mx.array]]:
-            coded = pass_through({**self.fixed, **free}, self.shape, pcm, frozen)
-            parts = {"mel": mel_distance(coded.pcm, pcm), "wave": mx.abs(coded.pcm - pcm).mean()}
-            if not frozen:
-                parts["commitment"] = coded.commitment
-            return parts["mel"] + 2 * parts["wave"] + parts.get("commitment", mx.zeros(())), coded, parts
-
-        (loss, coded, parts), gradients = mx.value_and_grad(objective)(self.free)
-        gradients, norm = optim.clip_grad_norm(gradients, 1.0)
-        self.free = self.optimizer.apply_gradients(gradients, self.free)
+        coded = pass_through({**self.fixed, **free}, self.shape, pcm, frozen)
+        parts = {"mel": mel_distance(coded.pcm, pcm), "wave": mx.abs(coded.pcm - pcm).mean()}
         if not frozen:
-            self._move_codebooks(coded)
-        mx.eval(self.free, self.fixed, self.optimizer.state, loss, parts, norm)
-        figures = {name: float(np.array(value)) for name, value in {**parts, "loss": loss}.items()}
-        return figures, float(np.array(norm))
+            parts["commitment"] = coded.commitment
+        return parts["mel"] + 2 * parts["wave"] + parts.get("commitment", mx.zeros(())), coded, parts
 
-    def _move_codebooks(self, coded: Coded, decay: float = 0.99) -> None:
-        # Running means of what each codeword stands for, as the published files store them.
-        for k, (latents, codes) in enumerate(zip(coded.latents, coded.codes, strict=True)):
+    def move_codebooks(self, passed: Coded, batch: np.ndarray) -> None:
+        """Move all of them, unless the codes are to stay as they are."""
+        if self.parts == "decoder":
+            return
+        for k, (latents, codes) in enumerate(zip(passed.latents, passed.codes, strict=True)):
             part = "rvq_first.vq.layers.0" if k == 0 else f"rvq_rest.vq.layers.{k - 1}"
-            total, usage = (f"quantizer.{part}{_CODEBOOK}{leaf}" for leaf in ("embedding_sum", "cluster_usage"))
-            bins = self.fixed[usage].shape[0]
-            chosen = (codes[:, None] == mx.arange(bins)[None]).astype(mx.float32)
-            self.fixed[usage] = decay * self.fixed[usage] + (1 - decay) * chosen.sum(0)
-            self.fixed[total] = decay * self.fixed[total] + (1 - decay) * (chosen.T @ mx.stop_gradient(latents))
+            chosen = (codes[:, None] == mx.arange(self.shape.bins)).astype(mx.float32)
+            self.move_means(f"quantizer.{part}._codebook", latents, chosen, decay=0.99)
 
 
 def _flatten(state: Mapping[str, object]) -> Tensors:

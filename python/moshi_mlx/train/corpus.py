@@ -90,6 +90,10 @@ def read_corpus(folder: Path) -> list[Utterance]:
     return [u for path in sorted(folder.glob("*.npz")) for u in read_shard(path)]
 
 
+Features = tuple[np.ndarray, np.ndarray]
+"""Of one utterance: what the codec's convolutions [2 F, C] and its encoder [F, C] made of it."""
+
+
 def convolutions_of(codec: Path) -> str:
     """A fingerprint of a codec's encoder convolutions, which features depend on; the same in half precision.
 
@@ -104,8 +108,8 @@ def convolutions_of(codec: Path) -> str:
     return digest.hexdigest()
 
 
-def write_features(path: Path, features: Iterable[tuple[np.ndarray, np.ndarray]], convolutions: str) -> None:
-    """Write what the codec's convolutions [2 F, C] and its encoder [F, C] made of a shard's utterances, in their order.
+def write_features(path: Path, features: Iterable[Features], convolutions: str) -> None:
+    """Write the features of a shard's utterances, in their order.
 
     Args:
         path: of the file.
@@ -128,8 +132,8 @@ def write_features(path: Path, features: Iterable[tuple[np.ndarray, np.ndarray]]
         file.write(content.getvalue())
 
 
-def read_features(path: Path, convolutions: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of a shard's utterances, in their order, what the convolutions and the encoder made of them.
+def read_features(path: Path, convolutions: str) -> list[Features]:
+    """The features of a shard's utterances, in their order.
 
     Raises:
         ConfigError: they were other convolutions.
@@ -140,3 +144,20 @@ def read_features(path: Path, convolutions: str) -> list[tuple[np.ndarray, np.nd
             raise ConfigError(f"{path} was made with a codec of other convolutions: render the corpus with this one.")
     starts = ends - np.diff(ends, prepend=0)
     return [(convolved[2 * a : 2 * b], latents[a:b]) for a, b in zip(starts, ends, strict=True)]
+
+
+def shards_with_features(work: Path) -> list[tuple[Path, Path]]:
+    """A work folder's shards, each with the file of its features.
+
+    Raises:
+        ConfigError: there are none, or some lack features.
+    """
+    shards = [(path, work / "features" / path.name) for path in sorted((work / "corpus").glob("*.npz"))]
+    if not shards:
+        raise ConfigError(f"{work}/corpus is empty: run `python -m moshi_mlx.train.data` first.")
+    if lacking := [path for path, features in shards if not features.exists()]:
+        raise ConfigError(
+            f"{len(lacking)} of {len(shards)} files of {work}/corpus have no features: make it anew with "
+            "'features: true' under 'data'."
+        )
+    return shards

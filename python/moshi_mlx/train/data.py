@@ -21,42 +21,25 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ..config import FRAME_SIZE
-from ..errors import ConfigError, MoshiError
-from ..layers import compiled
+from ..errors import MoshiError
 from ..mimi import Mimi
-from ..mimi.state import Tree
 from .config import Config
-from .corpus import convolutions_of, read_features, read_shard, write_features, write_shard
+from .corpus import convolutions_of, read_features, read_shard, shards_with_features, write_features, write_shard
 from .render import Encode, Encoded, Job, Sound, encode, perform, plan
 from .script import Script
 from .tokenizer import train_tokenizer
 from .word_times import align_answers
 
-_CHUNK_FRAMES = 16
+_BATCH = 16
+"""Utterances that are encoded anew together."""
 
 
 def codec_of(config: Config) -> Encode:
     """The configured codec's encoder as a function of arrays."""
     mimi = Mimi.load(config.codec)
 
-    @compiled
-    def step(pcm: mx.array, state: Tree) -> tuple[mx.array, mx.array, mx.array, Tree]:
-        convolved, tails = mimi.convolve_frame(pcm, state["tails"])
-        latents, state = mimi.refine_frame(convolved, state)
-        return mimi.quantize(latents), convolved, latents, {**state, "tails": tails}
-
     def run(pcm: np.ndarray) -> Encoded:
-        frames = pcm.shape[2] // FRAME_SIZE
-        chunk = min(_CHUNK_FRAMES, frames)
-        state = mimi.encoder_state(len(pcm), chunk)
-        parts = []
-        for first in range(0, frames, chunk):
-            *part, state = step(mx.array(pcm[:, :, first * FRAME_SIZE : (first + chunk) * FRAME_SIZE]), state)
-            mx.eval(part, state)
-            parts.append([np.array(x) for x in part])
-        codes, convolved, latents = zip(*parts, strict=True)
-        return Encoded(np.concatenate(codes, 2), np.concatenate(convolved, 1), np.concatenate(latents, 1))
+        return Encoded(*(np.array(stage) for stage in mimi.stages(mx.array(pcm))))
 
     return run
 
@@ -71,28 +54,25 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
         ConfigError: no features, or they are another codec's: its convolutions differ.
         StorageError: disk full, no permission.
     """
-    folder, features = config.work / "corpus", config.work / "features"
-    paths = sorted(features.glob("*.npz"))
-    if not paths:
-        raise ConfigError(f"{features} is empty: only a corpus made with 'features: true' can be given other codes.")
-    mimi, made_by = Mimi.load(config.codec), convolutions_of(config.codec)
-    task = progress.add_task("encoding", total=len(paths)) if progress else None
-    for path in paths:
-        utterances = list(read_shard(folder / path.name))
-        shard = read_features(path, made_by)
-        order = sorted(range(len(shard)), key=lambda i: len(shard[i][0]))
-        for first in range(0, len(order), _CHUNK_FRAMES):
-            chosen = order[first : first + _CHUNK_FRAMES]
-            steps = len(shard[chosen[-1]][0])
-            x = np.stack([np.pad(shard[i][0], ((0, steps - len(shard[i][0])), (0, 0))) for i in chosen])
+    shards = shards_with_features(config.work)
+    mimi, convolutions = Mimi.load(config.codec), convolutions_of(config.codec)
+    task = progress.add_task("encoding", total=len(shards)) if progress else None
+    for path, beside in shards:
+        utterances = list(read_shard(path))
+        convolved = [x for x, _ in read_features(beside, convolutions)]
+        order = sorted(range(len(convolved)), key=lambda i: len(convolved[i]))
+        for first in range(0, len(order), _BATCH):
+            chosen = order[first : first + _BATCH]
+            steps = len(convolved[chosen[-1]])
+            x = np.stack([np.pad(convolved[i], ((0, steps - len(convolved[i])), (0, 0))) for i in chosen])
             state = mimi.encoder_state(len(chosen), steps // 2)
             codes = np.array(mimi.quantize(mimi.refine_frame(mx.array(x.astype(np.float32)), state)[0]))
             for i, row in zip(chosen, codes, strict=True):
-                utterances[i] = replace(utterances[i], codes=row[:, : len(shard[i][0]) // 2])
-        write_shard(folder / path.name, utterances)
+                utterances[i] = replace(utterances[i], codes=row[:, : len(convolved[i]) // 2])
+        write_shard(path, utterances)
         if progress and task is not None:
             progress.advance(task)
-    return folder
+    return config.work / "corpus"
 
 
 def prepare(config: Config, progress: Progress | None = None, limit: int | None = None, jobs: int = 1) -> Path:
@@ -146,12 +126,15 @@ def _shards(script: Script, config: Config) -> list[list[Job]]:
 
 
 _codec: Encode | None = None
+_convolutions = ""
 
 
 def _start(config: Config) -> None:
     """What a rendering process does first."""
-    global _codec
+    global _codec, _convolutions
     _codec = codec_of(config)
+    if config.data.features:
+        _convolutions = convolutions_of(config.codec)
 
 
 def _render(path: Path, script: Script, config: Config, shard: Sequence[Job]) -> None:
@@ -161,7 +144,7 @@ def _render(path: Path, script: Script, config: Config, shard: Sequence[Job]) ->
         sounds = align_answers(sounds, config.data.judge)
     utterances, features = encode([s for s in sounds if _spoken(s)], _codec)
     if config.data.features:
-        write_features(config.work / "features" / path.name, features, convolutions_of(config.codec))
+        write_features(config.work / "features" / path.name, features, _convolutions)
     write_shard(path, utterances)
 
 

@@ -20,6 +20,7 @@ from ..errors import CheckpointError, ConfigError
 from ..files import ResultFile
 from ..layers import on_cpu
 from ..lm.weights import build
+from ..mimi.quantizer import codebook
 from ..precision import Precision
 from ..text import TextTokenizer
 from .config import Config
@@ -102,11 +103,10 @@ class Trainer:
         weights = dict(_flat(loaded.parameters()))
         if files.mimi is not None and files.mimi.is_dir() and not _same_book(files.mimi, self.config.codec):
             # The semantic codes are others now: what the model knew of them would mislead it.
-            table, own = weights["audio_emb.weight"], dict(_flat(self.model.lm.parameters()))["audio_emb.weight"]
+            table, fresh = weights["audio_emb.weight"], self.model.lm.audio_emb.weight
             entries = self.lm_config.card + 1
             for k in (0, self.lm_config.dep_q):
-                table[k * entries : (k + 1) * entries] = own[k * entries : (k + 1) * entries]
-            weights["audio_emb.weight"] = table
+                table[k * entries : (k + 1) * entries] = fresh[k * entries : (k + 1) * entries]
         for name in weights:
             if is_output_layer(name):
                 # Exported sharper than it was trained.
@@ -300,10 +300,8 @@ def _codebook(codec: Path, k: int) -> np.ndarray:
     """Entries of a codec's codebook, float32 [bins, width]."""
     tensors = mx.load(str(codec / "model.safetensors"))
     assert isinstance(tensors, dict)
-    part = "rvq_first.vq.layers.0" if k == 0 else f"rvq_rest.vq.layers.{k - 1}"
-    name = f"quantizer.{part}._codebook"
-    usage = np.maximum(np.array(tensors[f"{name}.cluster_usage"].astype(mx.float32)), 1e-5)
-    return np.asarray(np.array(tensors[f"{name}.embedding_sum"].astype(mx.float32)) / usage[:, None], dtype=np.float32)
+    single = {name: tensor.astype(mx.float32) for name, tensor in tensors.items() if "._codebook." in name}
+    return np.array(codebook(single, "rvq_rest", k - 1) if k else codebook(single, "rvq_first", 0))
 
 
 def _audio_embeddings(config: LMConfig, codec: Path, draws: np.random.Generator) -> np.ndarray:

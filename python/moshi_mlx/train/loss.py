@@ -8,7 +8,7 @@ the model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,8 +24,14 @@ DEFAULT_WEIGHTS = {
 }  # fmt: skip
 
 
+class _Arrays:
+    def arrays(self) -> list[mx.array]:
+        """All fields in order, for a compiled function."""
+        return [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(_Arrays):
     """Conversations as the model is trained on them; R frames are those of the depth transformer.
 
     Attributes:
@@ -49,10 +55,6 @@ class Batch:
     heard: mx.array
     asked: mx.array
     stopping: mx.array
-
-    def arrays(self) -> list[mx.array]:
-        """All fields in order, for a compiled function."""
-        return [getattr(self, name) for name in self.__dataclass_fields__]
 
 
 def delayed(codes: np.ndarray, config: LMConfig) -> np.ndarray:
@@ -139,7 +141,7 @@ class Trainee(nn.Module):
 
 
 @dataclass(frozen=True)
-class Drill:
+class Drill(_Arrays):
     """Questions as the temporal transformer is trained on them; fields as in `Batch`."""
 
     inputs: mx.array
@@ -147,10 +149,6 @@ class Drill:
     heard: mx.array
     asked: mx.array
     stopping: mx.array
-
-    def arrays(self) -> list[mx.array]:
-        """All fields in order."""
-        return [self.inputs, self.text, self.heard, self.asked, self.stopping]
 
 
 def make_drill(questions: Sequence[Conversation], config: LMConfig) -> Drill:

@@ -11,7 +11,7 @@ import numpy as np
 from ..config import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
 from .augment import add_noise, gain, noise, room
 from .config import DataConfig
-from .corpus import Utterance
+from .corpus import Features, Utterance
 from .script import OUT_OF_DOMAIN, Script, normalize, pick
 from .voices import Voice
 
@@ -33,9 +33,6 @@ class Encoded:
 
 Encode = Callable[[np.ndarray], Encoded]
 """float32 [B, 1, samples] to what a codec makes of it."""
-
-Features = tuple[np.ndarray, np.ndarray]
-"""Of one utterance: the convolutions' output [2 F, C] and the latents [F, C]."""
 
 # Silence before and after the speech of Moshi's answers, which start on a frame's edge.
 ANSWER_LEAD = 4

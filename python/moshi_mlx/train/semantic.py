@@ -16,17 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
-import mlx.optimizers as optim
 import numpy as np
 
 from ..config import FRAME_RATE, MimiConfig
-from ..errors import ConfigError
 from ..fast_math import cross_entropy
 from ..mimi.conv import Conv
+from ..mimi.quantizer import codebook
 from ..mimi.transformer import Transformer
 from .codec import TEACHER, CodecRun, Tensors
 from .config import Config
-from .corpus import Utterance, convolutions_of, read_corpus, read_features
+from .corpus import Utterance, convolutions_of, read_features, read_shard, shards_with_features
 from .script import OUT_OF_DOMAIN, normalize
 from .voices import SynthesisError
 
@@ -37,9 +36,13 @@ _BOOK = f"{_FIRST}.vq.layers.0._codebook"
 SLOTS = 2
 """Phones that a frame can stand for: at 12.5 frames a second there is more than one in many."""
 _AFTER_END = 3
+"""Frames from a question's end on in which the teacher says what was asked."""
 _POOL = 8
+"""Batches that are drawn at once and sorted by length."""
 _UNUSED = 0.02
+"""Running mean of the uses a step below which a codeword stands for nothing."""
 _LATE = 2
+"""Slots after a phone's start in which it is to be known."""
 
 
 def ctc(logits: mx.array, labels: mx.array, lengths: mx.array) -> mx.array:
@@ -123,7 +126,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Coded:
+class Encoding:
     """What teaching needs of a pass through encoder and semantic codebook.
 
     Attributes:
@@ -147,7 +150,7 @@ class Heard:
     asked: mx.array
 
 
-def encode(tensors: Tensors, config: MimiConfig, convolved: mx.array) -> Coded:
+def encode(tensors: Tensors, config: MimiConfig, convolved: mx.array) -> Encoding:
     """From the convolutions' output [B, 2 F, C] to codewords."""
     B, steps, _ = convolved.shape
     transformer = Transformer(tensors, "encoder_transformer", replace(config, context=steps))
@@ -156,11 +159,16 @@ def encode(tensors: Tensors, config: MimiConfig, convolved: mx.array) -> Coded:
     x, _ = downsample(x, mx.broadcast_to(x[:, :1], downsample.state(B).shape))
     semantic = x @ tensors[f"{_FIRST}.input_proj.weight"][:, :, 0].T
     rest = x @ tensors[f"{_REST}.input_proj.weight"][:, :, 0].T
-    book = tensors[f"{_BOOK}.embedding_sum"] / mx.maximum(tensors[f"{_BOOK}.cluster_usage"], 1e-5)[:, None]
-    nearest = semantic @ book.T - 0.5 * book.square().sum(axis=1)
-    codes = mx.stop_gradient(mx.argmax(nearest, axis=-1))
-    words = semantic + mx.stop_gradient(book[codes] - semantic)
-    return Coded(semantic, words, codes, rest)
+    codes, found = look_up(tensors, semantic)
+    words = semantic + mx.stop_gradient(found - semantic)
+    return Encoding(semantic, words, codes, rest)
+
+
+def look_up(tensors: Tensors, semantic: mx.array) -> tuple[mx.array, mx.array]:
+    """Numbers [B, F] of the semantic codewords nearest to `semantic` [B, F, width], and the words; no gradients."""
+    book = codebook(tensors, "rvq_first", 0)
+    codes = mx.stop_gradient(mx.argmax(semantic @ book.T - 0.5 * book.square().sum(axis=1), axis=-1))
+    return codes, mx.stop_gradient(book[codes])
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,7 @@ class Batch:
     real: mx.array
 
 
-class SemanticTrainer(CodecRun[Batch]):
+class SemanticTrainer(CodecRun[Batch, Encoding]):
     """One run of teaching the semantic codebook.
 
     Raises:
@@ -190,16 +198,9 @@ class SemanticTrainer(CodecRun[Batch]):
     def __init__(self, config: Config):
         super().__init__(config, config.semantic_training, "semantic")
         self.start = {**self.fixed, **self.free}
-        utterances = read_corpus(config.work / "corpus")
-        if not utterances:
-            raise ConfigError(f"{config.work}/corpus is empty: run `python -m moshi_mlx.train.data` first.")
-        made_by = convolutions_of(config.codec)
-        paths = sorted((config.work / "features").glob("*.npz"))
-        features = [f for path in paths for f in read_features(path, made_by)]
-        if len(features) != len(utterances):
-            raise ConfigError(
-                f"{config.work}/features doesn't fit the corpus: make it with 'features: true' under 'data'."
-            )
+        shards, convolutions = shards_with_features(config.work), convolutions_of(config.codec)
+        utterances = [u for path, _ in shards for u in read_shard(path)]
+        features = [f for _, path in shards for f in read_features(path, convolutions)]
         words = sorted({w for u in utterances for w in normalize(u.text).split()})
         phones = phones_of(words)
         self.alphabet = {p: i for i, p in enumerate(sorted({p for ps in phones.values() for p in ps}), 1)}
@@ -248,13 +249,13 @@ class SemanticTrainer(CodecRun[Batch]):
             return mx.random.normal(shape, scale=shape[-1] ** -0.5)
 
         teachers = {
-            f"{TEACHER}phones": draw(SLOTS * (1 + len(self.alphabet)), self.shape.codebook_dim),
-            f"{TEACHER}input": draw(width, self.shape.codebook_dim),
-            f"{TEACHER}asked": draw(1 + len(self.kinds), width),
-            f"{TEACHER}norm": mx.ones((width,)),
+            f"{TEACHER}.phones": draw(SLOTS * (1 + len(self.alphabet)), self.shape.codebook_dim),
+            f"{TEACHER}.input": draw(width, self.shape.codebook_dim),
+            f"{TEACHER}.asked": draw(1 + len(self.kinds), width),
+            f"{TEACHER}.norm": mx.ones((width,)),
         }
         for i in range(self.shape.num_layers):
-            layer = f"{TEACHER}transformer.layers.{i}"
+            layer = f"{TEACHER}.transformer.layers.{i}"
             teachers |= {
                 f"{layer}.self_attn.in_proj_weight": draw(3 * width, width),
                 f"{layer}.self_attn.out_proj.weight": draw(width, width),
@@ -295,17 +296,20 @@ class SemanticTrainer(CodecRun[Batch]):
         latents = lesson.latents[np.minimum((np.arange(longer) * (frames / longer)).astype(int), frames - 1)]
         end = round(lesson.end * longer / frames)
         times = lesson.times * (longer / frames)
-        return Lesson(x.astype(np.float16), latents, lesson.phones, times, lesson.asked, end, lesson.own)
+        return replace(lesson, convolved=x.astype(np.float16), latents=latents, times=times, end=end)
 
     def _crop(self, lesson: Lesson, beside: Sequence[Lesson], draws: np.random.Generator) -> Lesson:
-        """The beginning of an answer that is longer than its neighbours, without its phones; else all of it."""
+        """All of an answer, or of one that is longer than its neighbours a part, without its phones.
+
+        Only a part that starts with the answer shows what the codec made of it, which knew what came before.
+        """
         longest = max(len(x.latents) for x in beside)
         if len(lesson.latents) <= longest:
             return lesson
         start = int(draws.integers(0, len(lesson.latents) - longest + 1)) if draws.random() < 0.5 else 0
-        cut = slice(start, start + longest)
-        convolved = lesson.convolved[2 * start : 2 * (start + longest)]
-        return Lesson(convolved, lesson.latents[cut], (), np.zeros(1), 0, longest, own=start == 0)
+        end = start + longest
+        convolved, latents = lesson.convolved[2 * start : 2 * end], lesson.latents[start:end]
+        return Lesson(convolved, latents, (), np.zeros(1), 0, longest, own=start == 0)
 
     def _stack(self, lessons: Sequence[Lesson]) -> Batch:
         B = len(lessons)
@@ -339,91 +343,76 @@ class SemanticTrainer(CodecRun[Batch]):
 
     # The passes.
 
-    def update(self, batch: Batch) -> tuple[dict[str, float], float]:
-        """One step: the losses before it, and the gradient's norm."""
-
+    def losses(self, free: Tensors, batch: Batch) -> tuple[mx.array, Encoding, dict[str, mx.array]]:
+        """How well the teachers tell what is said from the codewords, and how far all else has moved."""
         draws = np.random.default_rng([self.config.train.seed, self.step, 2])
         plain = mx.array(draws.random(len(batch.asked)) < 0.5)[:, None, None]
         # Phones at their supposed times show the way; later on, only their order counts.
         guided = max(0.1, 1 - 3 * self.step / self.settings.steps)
-
-        def objective(free: Tensors) -> tuple[mx.array, Coded, dict[str, mx.array]]:
-            coded = encode({**self.fixed, **free}, self.shape, batch.convolved)
-            # As in Mimi's training, half of the examples go on unquantized.
-            heard = self._heard(free, mx.where(plain, coded.semantic, coded.words))
-            real = batch.real[:, :, None]
-            count = batch.real.sum()
-            voiced = (batch.lengths > 0).astype(mx.float32)
-            log_loss = ctc(heard.phones, batch.phones, batch.lengths)
-            log_loss = log_loss / mx.maximum(batch.lengths, 1).astype(mx.float32)
-            at = mx.minimum(batch.ends[:, None] + mx.arange(_AFTER_END), batch.convolved.shape[1] // 2 - 1)
-            answers = mx.take_along_axis(heard.asked, at[:, :, None], axis=1)
-            wanted = mx.broadcast_to(batch.asked[:, None], at.shape)
-            called = mx.broadcast_to((batch.asked > 0).astype(mx.float32)[:, None], at.shape)
-            rest, sound = self._as_it_was(batch.latents)
-            weight = (0.1 + 0.9 * batch.own[:, None, None]) * real
-            moved = ((coded.rest - rest) ** 2 * weight).sum() / ((rest**2 * weight).sum() + 1e-6)
-            words = coded.words @ free[f"{_FIRST}.output_proj.weight"][:, :, 0].T
-            own = batch.own[:, None, None] * real
-            unlike = ((words - sound) ** 2 * own).sum() / ((sound**2 * own).sum() + 1e-6)
-            slots = mx.repeat(batch.real, SLOTS, axis=1) * voiced[:, None]
-            spoken = (cross_entropy(heard.phones, batch.spoken) * slots).sum() / slots.sum()
-            parts = {
-                "spoken": spoken,
-                "phones": (log_loss * voiced).sum() / voiced.sum(),
-                "asked": (cross_entropy(answers, wanted) * called).sum() / mx.maximum(called.sum(), 1),
-                "commitment": (((coded.semantic - mx.stop_gradient(coded.words)) ** 2) * real).sum() / count,
-                "moved": moved,
-                "unlike": unlike,
-            }
-            loss = (
-                parts["phones"]
-                + guided * spoken
-                + 0.5 * parts["asked"]
-                + 0.1 * parts["commitment"]
-                + 2 * moved
-                + 0.5 * unlike
-            )
-            return loss, coded, parts
-
-        (loss, coded, parts), gradients = mx.value_and_grad(objective)(self.free)
-        gradients, norm = optim.clip_grad_norm(gradients, 1.0)
-        self.free = self.optimizer.apply_gradients(gradients, self.free)
-        self._move_codebook(coded, batch)
-        mx.eval(self.free, self.fixed, self.optimizer.state, loss, parts, norm)
-        figures = {name: float(np.array(value)) for name, value in {**parts, "loss": loss}.items()}
-        return figures, float(np.array(norm))
+        coded = encode({**self.fixed, **free}, self.shape, batch.convolved)
+        # As in Mimi's training, half of the examples go on unquantized.
+        heard = self._heard(free, mx.where(plain, coded.semantic, coded.words))
+        real = batch.real[:, :, None]
+        count = batch.real.sum()
+        voiced = (batch.lengths > 0).astype(mx.float32)
+        log_loss = ctc(heard.phones, batch.phones, batch.lengths)
+        log_loss = log_loss / mx.maximum(batch.lengths, 1).astype(mx.float32)
+        at = mx.minimum(batch.ends[:, None] + mx.arange(_AFTER_END), batch.convolved.shape[1] // 2 - 1)
+        answers = mx.take_along_axis(heard.asked, at[:, :, None], axis=1)
+        wanted = mx.broadcast_to(batch.asked[:, None], at.shape)
+        called = mx.broadcast_to((batch.asked > 0).astype(mx.float32)[:, None], at.shape)
+        rest, sound = self._as_it_was(batch.latents)
+        weight = (0.1 + 0.9 * batch.own[:, None, None]) * real
+        moved = ((coded.rest - rest) ** 2 * weight).sum() / ((rest**2 * weight).sum() + 1e-6)
+        words = coded.words @ free[f"{_FIRST}.output_proj.weight"][:, :, 0].T
+        own = batch.own[:, None, None] * real
+        unlike = ((words - sound) ** 2 * own).sum() / ((sound**2 * own).sum() + 1e-6)
+        slots = mx.repeat(batch.real, SLOTS, axis=1) * voiced[:, None]
+        spoken = (cross_entropy(heard.phones, batch.spoken) * slots).sum() / slots.sum()
+        parts = {
+            "spoken": spoken,
+            "phones": (log_loss * voiced).sum() / voiced.sum(),
+            "asked": (cross_entropy(answers, wanted) * called).sum() / mx.maximum(called.sum(), 1),
+            "commitment": (((coded.semantic - mx.stop_gradient(coded.words)) ** 2) * real).sum() / count,
+            "moved": moved,
+            "unlike": unlike,
+        }
+        loss = (
+            parts["phones"]
+            + guided * spoken
+            + 0.5 * parts["asked"]
+            + 0.1 * parts["commitment"]
+            + 2 * moved
+            + 0.5 * unlike
+        )
+        return loss, coded, parts
 
     def _heard(self, free: Tensors, words: mx.array) -> Heard:
         B, frames, _ = words.shape
-        phones = (words @ free[f"{TEACHER}phones"].T).reshape(B, SLOTS * frames, -1)
-        transformer = Transformer(free, TEACHER.rstrip("."), replace(self.shape, context=frames))
-        x, _ = transformer(words @ free[f"{TEACHER}input"].T, transformer.state(B, frames))
-        return Heard(phones, mx.fast.rms_norm(x, free[f"{TEACHER}norm"], 1e-5) @ free[f"{TEACHER}asked"].T)
+        phones = (words @ free[f"{TEACHER}.phones"].T).reshape(B, SLOTS * frames, -1)
+        transformer = Transformer(free, TEACHER, replace(self.shape, context=frames))
+        x, _ = transformer(words @ free[f"{TEACHER}.input"].T, transformer.state(B, frames))
+        return Heard(phones, mx.fast.rms_norm(x, free[f"{TEACHER}.norm"], 1e-5) @ free[f"{TEACHER}.asked"].T)
 
     def _as_it_was(self, latents: mx.array) -> tuple[mx.array, mx.array]:
         """What acoustic codebooks and decoder got from these latents before: [B, F, width] and [B, F, dimension]."""
         start = self.start
-        book = start[f"{_BOOK}.embedding_sum"] / mx.maximum(start[f"{_BOOK}.cluster_usage"], 1e-5)[:, None]
-        semantic = latents @ start[f"{_FIRST}.input_proj.weight"][:, :, 0].T
-        words = book[mx.argmax(semantic @ book.T - 0.5 * book.square().sum(axis=1), axis=-1)]
+        _, words = look_up(start, latents @ start[f"{_FIRST}.input_proj.weight"][:, :, 0].T)
         rest = latents @ start[f"{_REST}.input_proj.weight"][:, :, 0].T
         return rest, words @ start[f"{_FIRST}.output_proj.weight"][:, :, 0].T
 
-    def _move_codebook(self, coded: Coded, batch: Batch, decay: float = 0.98) -> None:
-        """Running means of what each codeword stands for; one that stands for nothing any more moves to some latent."""
-        real = batch.real.reshape(-1, 1)
-        latents = mx.stop_gradient(coded.semantic).reshape(-1, coded.semantic.shape[-1])
-        usage, total = self.fixed[f"{_BOOK}.cluster_usage"], self.fixed[f"{_BOOK}.embedding_sum"]
-        chosen = (coded.codes.reshape(-1, 1) == mx.arange(usage.shape[0])).astype(mx.float32) * real
-        usage = decay * usage + (1 - decay) * chosen.sum(axis=0)
-        total = decay * total + (1 - decay) * (chosen.T @ latents)
+    def move_codebooks(self, passed: Encoding, batch: Batch) -> None:
+        """Move the semantic codebook; a word that stands for nothing any more moves to some latent."""
+        latents = passed.semantic.reshape(-1, passed.semantic.shape[-1])
+        found = passed.codes.reshape(-1, 1) == mx.arange(self.shape.bins)
+        self.move_means(_BOOK, latents, found.astype(mx.float32) * batch.real.reshape(-1, 1), decay=0.98)
+        total, usage = f"{_BOOK}.embedding_sum", f"{_BOOK}.cluster_usage"
         draws = np.random.default_rng([self.config.train.seed, self.step, 1])
         places = np.flatnonzero(np.array(batch.real).reshape(-1))
-        fresh = latents[mx.array(draws.choice(places, usage.shape[0]))]
-        unused = usage < _UNUSED
-        self.fixed[f"{_BOOK}.cluster_usage"] = mx.where(unused, 4 * _UNUSED, usage)
-        self.fixed[f"{_BOOK}.embedding_sum"] = mx.where(unused[:, None], 4 * _UNUSED * fresh, total)
+        fresh = mx.stop_gradient(latents)[mx.array(draws.choice(places, self.shape.bins))]
+        unused = self.fixed[usage] < _UNUSED
+        self.fixed[usage] = mx.where(unused, 4 * _UNUSED, self.fixed[usage])
+        self.fixed[total] = mx.where(unused[:, None], 4 * _UNUSED * fresh, self.fixed[total])
 
     def evaluate(self) -> dict[str, float]:
         """How many of the held-out voices' questions the teacher knows from their codes, by split."""
