@@ -7,8 +7,9 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from moshi_mlx.fast_math import cross_entropy, decay, sigmoid
+from moshi_mlx.fast_math import cross_entropy, decay, fading, sigmoid
 from moshi_mlx.lm.transformer import GatedMLP
+from moshi_mlx.mimi.activations import gelu
 
 
 def largest(difference: mx.array) -> float:
@@ -26,6 +27,19 @@ def test_sigmoid_and_its_gradient(size: float) -> None:
     assert largest(sigmoid(x) - mx.sigmoid(x)) < 5e-7
     slope, expected = (mx.grad(lambda x, f=f: (f(x) * mx.cos(x)).sum())(x) for f in (sigmoid, mx.sigmoid))
     assert largest(slope - expected) < 2e-6
+
+
+def test_fading_is_a_falling_exponential_and_so_is_its_gradient() -> None:
+    x = mx.concatenate([mx.array([0.0, 1e-6]), mx.linspace(0, 40, 1001)])
+    assert largest(fading(x) - mx.exp(-x)) < 5e-7
+    slope = mx.grad(lambda x: (fading(x) * mx.cos(x)).sum())(x)
+    assert largest(slope + mx.exp(-x) * (mx.cos(x) + mx.sin(x))) < 2e-6
+
+
+def test_gelus_gradient() -> None:
+    x = mx.concatenate([mx.array([0.0]), mx.linspace(-9, 9, 1001)])
+    slope, expected = (mx.grad(lambda x, f=f: (f(x) * mx.cos(x)).sum())(x) for f in (gelu, nn.gelu))
+    assert largest(slope - expected) < 5e-6
 
 
 def test_cross_entropy_and_its_gradient() -> None:

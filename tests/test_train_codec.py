@@ -37,8 +37,8 @@ def quietly(trainer: CodecTrainer) -> None:
 
 def test_the_pass_is_that_of_encoding_and_decoding(tmp_path: Path):
     trainer = CodecTrainer(config_in(tmp_path))
-    pcm = mx.array(trainer.batch(0))
-    coded = pass_through({**trainer.fixed, **trainer.free}, trainer.shape, pcm, frozen_encoder=True)
+    pcm = mx.array(trainer.batch(0).pcm)
+    coded = pass_through({**trainer.fixed, **trainer.free}, trainer.shape, pcm)
     mimi = Mimi.load(NANO / "codec")
     codes = mimi.encode(pcm[:, None])
     found = np.stack([np.array(c).reshape(2, -1) for c in coded.codes], axis=1)
@@ -52,16 +52,37 @@ def test_training_lowers_the_loss_on_a_damaged_codec(tmp_path: Path, parts: str)
     trainer = CodecTrainer(config_in(tmp_path, steps=8, save=100, parts=parts))
     name = "decoder.model.14.conv.conv.weight"
     trainer.free[name] = 0.5 * trainer.free[name]
-    pcm = mx.array(trainer.batch(0))
-    losses = [trainer.update(pcm)[0]["loss"] for _ in range(8)]
+    batch = trainer.batch(0)
+    losses = [trainer.update(batch)[0]["loss"] for _ in range(8)]
     assert losses[-1] < 0.9 * losses[0], f"the loss went {losses}"
+
+
+def test_moshis_crops_have_the_codes_that_they_have_within_their_answer(tmp_path: Path):
+    trainer = CodecTrainer(config_in(tmp_path, own=1.0))
+    mimi = Mimi.load(NANO / "codec")
+    answers = {job.number: trainer._sound(job) for job in trainer.own}
+    codes = {number: np.array(mimi.encode(pcm[None, None]))[0] for number, pcm in answers.items()}
+    late = 0
+    for step in range(6):
+        crops = trainer.batch(step)
+        for pcm, found in zip(crops.pcm, crops.codes, strict=True):
+            number, start = next(
+                (number, start)
+                for number, whole in answers.items()
+                for start in range(0, len(whole) - len(pcm) + 1, 1920)
+                if np.array_equal(whole[start : start + len(pcm)], pcm)
+            )
+            first = start // 1920
+            assert np.mean(found == codes[number][:, first : first + found.shape[1]]) > 0.97
+            late += first > 0
+    assert late
 
 
 def test_training_the_decoder_leaves_the_codes_as_they_were(tmp_path: Path):
     trainer = CodecTrainer(config_in(tmp_path, steps=2))
     quietly(trainer)
     trainer.export(tmp_path / "trained")
-    pcm = trainer.batch(9)[:, None]
+    pcm = trainer.batch(9).pcm[:, None]
     before, after = Mimi.load(NANO / "codec"), Mimi.load(tmp_path / "trained")
     codes = before.encode(pcm)
     assert mx.array_equal(codes, after.encode(pcm))
@@ -75,7 +96,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path):
     stopped.mkdir()
     config = config_in(stopped, steps=2, save=1, parts="all")
     halfway = CodecTrainer(config)
-    halfway.update(mx.array(halfway.batch(0)))
+    halfway.update(halfway.batch(0))
     halfway.step += 1
     halfway.save()
     resumed = CodecTrainer(config)

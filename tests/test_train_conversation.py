@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from train_corpus import make_corpus
 
+from moshi_mlx.config import FRAME_RATE
 from moshi_mlx.text import TextTokenizer
 from moshi_mlx.train.config import Config, MixConfig
 from moshi_mlx.train.conversation import END_OF_PADDING, PADDING, Conversation, Mixer
@@ -80,6 +81,27 @@ def test_an_interruption_silences_moshi_within_four_frames(parts: tuple[Script, 
             assert (talk.text[first : first + 3] == PADDING).all()
     assert seen > 5, "no interruptions were drawn"
     assert marked > 5, "no interruption is marked"
+
+
+def test_pauses_and_mm_hms_are_what_moshi_is_to_mind(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    script, utterances, tokenizer = parts
+    mixer = Mixer(script, utterances, tokenizer, replace(PLAIN, backchannels=0.7))
+    talks = [mixer.draw(random.Random(n)) for n in range(60)]
+    assert any((talk.minded & talk.speaking).any() for talk in talks), "no mm-hm is minded"
+    assert not any((talk.minded & ~talk.speaking & (talk.asked > 0)).any() for talk in talks)
+
+    def halting(u: Utterance) -> Utterance:
+        # A second before the last word, in which nothing is said.
+        *before, (word, start) = u.words
+        last = int(start * FRAME_RATE)
+        codes = np.insert(u.codes, [last] * 13, 7, axis=1)
+        return replace(u, codes=codes, words=(*before, (word, start + 1.04)), end=u.end + 1.04)
+
+    asked = [halting(u) if u.group == "intents" and len(u.words) > 2 else u for u in utterances]
+    mixer = Mixer(script, asked, tokenizer, PLAIN)
+    talk = next(t for t in (mixer.draw(random.Random(n)) for n in range(60)) if t.minded.any() and not t.stopping.any())
+    assert not talk.speaking[talk.minded].any()
+    assert (talk.user[0, talk.minded] == 7).mean() > 0.7
 
 
 def test_and_yours_is_answered_for_the_turn_before(parts: tuple[Script, list[Utterance], TextTokenizer]):

@@ -110,6 +110,8 @@ def test_a_voice_that_is_not_there_is_named():
         Voice.parse("nobody:here")
     with pytest.raises(SynthesisError, match="pip install"):
         Voice.parse("piper:no_such_package").say("hello")
+    with pytest.raises(SynthesisError, match=r"pip install|en-US and en-GB"):
+        Voice.parse("pico:nowhere").say("hello")
 
 
 def test_the_command_reports_a_bad_configuration_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -115,13 +115,58 @@ def test_before_any_step_the_pass_gives_the_codecs_own_codes(spoken: Config, tmp
     assert np.mean(np.array(coded.codes[0]) == utterances[0].codes[0]) > 0.95
 
 
-def test_recoding_with_the_same_codec_changes_next_to_nothing(spoken: Config, tmp_path: Path):
+def test_lessons_stand_in_streams_with_something_before_most_of_them(spoken: Config, tmp_path: Path):
+    trainer = SemanticTrainer(in_folder(spoken, tmp_path))
+    lessons = trainer.lessons["train"][:20]
+    batch = trainer._stack(trainer.lessons["own"][:2], lessons, np.random.default_rng(0))
+    frames = np.array(batch.streams).reshape(-1, 2, batch.streams.shape[2])
+    places, length = np.array(batch.places), trainer.config.semantic_training.stream
+    used = set()
+    for row, lesson in zip(places, [*trainer.lessons["own"][:2], *lessons], strict=True):
+        n = len(lesson.latents)
+        assert np.array_equal(frames[row[:n]].reshape(2 * n, -1), lesson.convolved.astype(np.float32))
+        assert row[0] // length == row[-1] // length, "a lesson lies within one stream"
+        assert not used & set(row.tolist()), "no two lessons lie on each other"
+        used |= set(row.tolist())
+    assert [row[0] % length for row in places[:2]] == [0, 0], "Moshi's answers open their streams"
+    assert np.mean(places[2:, 0] % length > 0) > 0.6
+
+
+def test_added_layers_change_nothing_for_the_decoder_and_the_new_context_is_kept(spoken: Config, tmp_path: Path):
+    config = in_folder(spoken, tmp_path)
+    training = dataclasses.replace(config.semantic_training, layers=3, context=80)
+    SemanticTrainer(dataclasses.replace(config, semantic_training=training)).export(tmp_path / "deeper")
+    before, deeper = Mimi.load(NANO / "codec"), Mimi.load(tmp_path / "deeper")
+    assert (deeper.config.num_layers, deeper.config.context) == (3, 80)
+    codes = mx.random.randint(0, 512, (1, 8, 12), key=mx.random.key(1))
+    assert np.abs(np.array(before.decode(codes)) - np.array(deeper.decode(codes))).max() < 1e-4
+
+
+def test_recoding_with_the_same_codec_leaves_answers_and_hears_users_amid_a_stream(spoken: Config, tmp_path: Path):
     config = in_folder(spoken, tmp_path)
     before = read_corpus(config.work / "corpus")
     recode(config)
-    for old, new in zip(before, read_corpus(config.work / "corpus"), strict=True):
+    after = read_corpus(config.work / "corpus")
+    for old, new in zip(before, after, strict=True):
         assert (old.text, old.words, old.codes.shape) == (new.text, new.words, new.codes.shape)
-        assert np.mean(old.codes == new.codes) > 0.9
+        if old.group in ("answers", "backgrounds"):
+            assert np.mean(old.codes == new.codes) > 0.9
+    asked = [np.mean(a.codes == b.codes) for a, b in zip(before, after, strict=True) if a.group == "intents"]
+    assert min(asked) < 0.9, "what was heard before changes what is heard"
+
+
+def test_recoding_keeps_what_the_quantizer_now_gets(spoken: Config, tmp_path: Path):
+    config = in_folder(spoken, tmp_path)
+    trainer = SemanticTrainer(config)
+    for step in range(2):
+        trainer.update(trainer.batch(step))
+    trainer.export(tmp_path / "taught")
+    recode(dataclasses.replace(config, codec=tmp_path / "taught"))
+    again = SemanticTrainer(dataclasses.replace(config, codec=tmp_path / "taught"))
+    lesson = again.lessons["own"][0]
+    coded = encode(again.start, again.shape, mx.array(lesson.convolved[None].astype(np.float32)))
+    rest, _ = again._as_it_was(mx.array(lesson.latents[None].astype(np.float32)))
+    assert np.abs(np.array(coded.rest - rest)).max() < 0.05 * np.abs(np.array(rest)).max()
 
 
 def test_recoding_with_a_taught_codec_gives_what_that_codec_hears(spoken: Config, tmp_path: Path):

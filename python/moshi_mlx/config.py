@@ -26,6 +26,7 @@ NORM_EPS = {
 _ARCHITECTURE = {"norm": "layer_norm", "gating": "none", "positional_embedding": "sin"}
 """What the published implementation builds of a configuration that says none of these; real models say all."""
 
+
 def _gated_width(feedforward: int, width: int) -> int:
     """Hidden width of a gated MLP; the published one rounds differently where `feedforward` is four widths."""
     return 21 * width // 8 if feedforward == 4 * width else 2 * feedforward // 3

@@ -186,9 +186,7 @@ def expected_tensors(
     return specs
 
 
-def to_mlx_layout(
-    tensors: Mapping[str, mx.array], config: LMConfig, layout: Layout = "pytorch"
-) -> dict[str, mx.array]:
+def to_mlx_layout(tensors: Mapping[str, mx.array], config: LMConfig, layout: Layout = "pytorch") -> dict[str, mx.array]:
     """Rename and split the PyTorch layout's tensors, without evaluating any.
 
     Slices of the depth transformer that share a weight set share its arrays.

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import MimiConfig
-from ..fast_math import decay
+from ..fast_math import fading
 from ..layers import linear, on_cpu, turn
 from .activations import gelu
 
@@ -67,7 +67,7 @@ def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
     B, _, T, _ = q.shape
     if on_cpu():
         scores = q @ k.swapaxes(2, 3) + mask
-        weights = 1 - decay(scores.max(axis=3, keepdims=True) - scores)
+        weights = fading(mx.stop_gradient(scores.max(axis=3, keepdims=True)) - scores)
         out = (weights @ v) / weights.sum(axis=3, keepdims=True)
     else:
         out = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask)

@@ -56,7 +56,11 @@ def _train_lm(options: argparse.Namespace, console: Console) -> None:
     if options.steps:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=options.steps))
     trainer = Trainer(config, options.init)
-    if trainer.resume():
+    going_on = trainer.resume()
+    if trainer.processes.rank:
+        trainer.run(None)
+        return
+    if going_on:
         console.print(f"going on from step {trainer.step}")
     with Progress(config.work, config.train.steps, console) as progress:
         trainer.run(progress)
@@ -78,7 +82,12 @@ def _train_codec(options: argparse.Namespace, console: Console) -> None:
         config.work.mkdir(parents=True, exist_ok=True)
     trainer: SemanticTrainer | CodecTrainer
     trainer = SemanticTrainer(config) if parts == "semantic" else CodecTrainer(config)
-    if trainer.resume():
+    going_on = trainer.resume()
+    if trainer.processes.rank:
+        # The first process of several shows and writes what all have learned.
+        trainer.run(None)
+        return
+    if going_on:
         console.print(f"going on from step {trainer.step}")
     with Progress(config.work, trainer.settings.steps, console, name=f"codec-{parts}") as progress:
         trainer.run(progress)

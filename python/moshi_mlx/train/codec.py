@@ -27,6 +27,7 @@ from ..mimi import Mimi
 from .config import CodecConfig, Config, SemanticConfig
 from .export import write_half
 from .mel import mel_distance
+from .parallel import Processes
 from .progress import Progress
 from .render import Job, perform, plan
 from .script import Script
@@ -61,7 +62,7 @@ class Coded:
     codes: list[mx.array]
 
 
-def pass_through(tensors: Tensors, config: MimiConfig, pcm: mx.array, frozen_encoder: bool) -> Coded:
+def pass_through(tensors: Tensors, config: MimiConfig, pcm: mx.array) -> Coded:
     """Encode and decode `pcm` [B, T], differentiable by the straight-through estimate of the quantizer's gradient."""
     mimi = Mimi(tensors, config, config.n_q)
     B, T = pcm.shape
@@ -87,18 +88,31 @@ def pass_through(tensors: Tensors, config: MimiConfig, pcm: mx.array, frozen_enc
     acoustic = sum(words[1:], mx.zeros_like(words[0]))
     commitment = (semantic - words[0]).square().mean() + (rest - acoustic).square().mean()
     quantized = mx.concatenate([words[0], acoustic], axis=-1)
-    if not frozen_encoder:
-        quantized = projected + mx.stop_gradient(quantized - projected)
-    y = quantized @ quantizer.output_proj.T
+    quantized = projected + mx.stop_gradient(quantized - projected)
+    return Coded(decoded(mimi, quantized), commitment, latents, codes)
+
+
+def decoded(mimi: Mimi, quantized: mx.array) -> mx.array:
+    """Sound [B, T] of codewords [B, F, 2 width], the semantic ones before the sums of the acoustic ones."""
+    B, frames, _ = quantized.shape
+    y = quantized @ mimi._quantizer.output_proj.T
     decoding = mimi.decoder_state(B, frames)
     y, _ = mimi._upsample(y, decoding["upsample"])
     y, _ = mimi._decoder_transformer(y, decoding["transformer"])
     y, _ = mimi._decoder(y, decoding["tails"])
-    return Coded(y[..., 0], commitment, latents, codes)
+    return y[..., 0]
+
+
+def words_of(mimi: Mimi, codes: mx.array) -> mx.array:
+    """Codewords [B, F, 2 width] of codes [B, K, F], as `decoded` takes them."""
+    words = [mx.stop_gradient(rows[codes[:, k]]) for k, rows in enumerate(mimi._quantizer.rows)]
+    return mx.concatenate([words[0], sum(words[1:], mx.zeros_like(words[0]))], axis=-1)
 
 
 class CodecRun(ABC, Generic[BatchT, PassT]):
     """One run of codec training: weights, optimizer, checkpoints; what is learned, and how, is up to a subclass.
+
+    Several processes can share it (`moshi_mlx.train.parallel`).
 
     Args:
         config: the run; the codec it names is the start.
@@ -124,6 +138,7 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         for name, tensor in loaded.items():
             learns = tensor.ndim > 0 and _CODEBOOK not in name and self.learns(name)
             (self.free if learns else self.fixed)[name] = tensor.astype(mx.float32)
+        self.processes = Processes()
         decay = optim.cosine_decay(self.settings.rate, self.settings.steps, self.settings.rate * 0.02)
         self.optimizer = optim.AdamW(decay, betas=[0.8, 0.99], weight_decay=0.01, bias_correction=True)
         self.step = 0
@@ -151,6 +166,7 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
             return self.losses(free, batch)
 
         (loss, passed, parts), gradients = mx.value_and_grad(objective)(self.free)
+        gradients = self.processes.mean(gradients)
         gradients, norm = optim.clip_grad_norm(gradients, 1.0)
         self.free = self.optimizer.apply_gradients(gradients, self.free)
         self.move_codebooks(passed, batch)
@@ -168,15 +184,16 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
             decay: of the means.
         """
         total, usage = f"{book}.embedding_sum", f"{book}.cluster_usage"
-        self.fixed[usage] = decay * self.fixed[usage] + (1 - decay) * chosen.sum(axis=0)
-        self.fixed[total] = decay * self.fixed[total] + (1 - decay) * (chosen.T @ mx.stop_gradient(latents))
+        used, summed = self.processes.mean([chosen.sum(axis=0), chosen.T @ mx.stop_gradient(latents)])
+        self.fixed[usage] = decay * self.fixed[usage] + (1 - decay) * used
+        self.fixed[total] = decay * self.fixed[total] + (1 - decay) * summed
 
     def evaluate(self) -> dict[str, float]:
         """Figures to show now and then, if there are any."""
         return {}
 
-    def run(self, progress: Progress) -> None:
-        """Train to the end, saving now and then."""
+    def run(self, progress: Progress | None) -> None:
+        """Train to the end, saving now and then; of several processes the first one shows `progress`."""
         with ThreadPoolExecutor(1) as pool:
             following: Future[BatchT] = pool.submit(self.batch, self.step)
             while self.step < self.settings.steps:
@@ -184,6 +201,8 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
                 following = pool.submit(self.batch, self.step + 1)
                 parts, norm = self.update(batch)
                 self.step += 1
+                if progress is None:
+                    continue
                 progress.step(self.step, parts, norm)
                 if self.step % self.settings.save == 0 or self.step == self.settings.steps:
                     self.save()
@@ -235,11 +254,23 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {**self.fixed, **self.free}
         write_half(folder / "model.safetensors", {n: a for n, a in tensors.items() if not n.startswith(f"{TEACHER}.")})
-        about = (self.config.codec / "config.json").read_bytes()
-        (folder / "config.json").write_bytes(about)
+        about = json.loads((self.config.codec / "config.json").read_text(encoding="utf-8"))
+        about["transformer"] |= {"num_layers": self.shape.num_layers, "context": self.shape.context}
+        (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
-class CodecTrainer(CodecRun[np.ndarray, Coded]):
+@dataclass(frozen=True)
+class Crops:
+    """What a step learns from: crops of sound [B, T], and of the first ones, which are Moshi's, their codes [b, K, F].
+
+    A crop's codes are those it has within its answer, which are what the language model will say.
+    """
+
+    pcm: np.ndarray
+    codes: np.ndarray
+
+
+class CodecTrainer(CodecRun[Crops, Coded]):
     """Learning from sound and what is left of it after encoding and decoding."""
 
     def __init__(self, config: Config):
@@ -248,53 +279,68 @@ class CodecTrainer(CodecRun[np.ndarray, Coded]):
         self.script = Script.load(config.script)
         jobs = plan(self.script, config.data, config.train.seed)
         spoken = [j for j in jobs if j.group != "backgrounds" and j.split == "train"]
-        own = [j for j in spoken if j.group == "answers"]
-        # Moshi's own voice is the only one that is ever decoded. Its answers are always the same: spoken once, kept.
-        self._answers: dict[int, np.ndarray] = {}
-        self.jobs: tuple[Sequence[Job], Sequence[Job]] = (own, spoken)
+        self.own = [j for j in spoken if j.group == "answers"]
+        self.spoken = spoken
+        # Moshi's answers are always the same: spoken and encoded once, kept.
+        self._answers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._encoder = Mimi({**self.fixed, **self.free}, self.shape, self.shape.n_q)
 
     def learns(self, name: str) -> bool:
         """Whether a tensor of the codec is trained."""
         return self.parts == "all" or name.startswith(_DECODER)
 
-    def batch(self, step: int) -> np.ndarray:
-        """Crops of rendered speech, float32 [batch, frames * 1920], always the same for a step."""
-        rng = random.Random(f"{self.config.train.seed}/{step}")
+    def batch(self, step: int) -> Crops:
+        """Crops of rendered speech, always the same for a step."""
+        rng = random.Random(f"{self.config.train.seed}/{step}/{self.processes.rank}")
         size = self.settings.batch
         own = round(size * self.config.codec_training.own)
-        return np.stack([self._crop(rng, self.jobs[i >= own]) for i in range(size)])
+        moshi = [self._own_crop(rng) for _ in range(own)]
+        pcm = [pcm for pcm, _ in moshi] + [self._crop(rng) for _ in range(size - own)]
+        codes = [codes for _, codes in moshi] or [np.zeros((self.shape.n_q, self.settings.frames), np.int32)]
+        return Crops(np.stack(pcm), np.stack(codes)[: len(moshi)])
 
-    def _crop(self, rng: random.Random, jobs: Sequence[Job]) -> np.ndarray:
+    def _own_crop(self, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+        """Of an answer, as it will be decoded: at its level, on a frame's edge."""
+        job = rng.choice(self.own)
+        if job.number not in self._answers:
+            pcm = self._sound(job)
+            frames = len(pcm) // FRAME_SIZE
+            whole = self.parts == "decoder"
+            codes = np.array(self._encoder.encode(pcm[None, None]))[0] if whole else np.zeros((1, frames), np.int32)
+            self._answers[job.number] = pcm, codes
+        pcm, codes = self._answers[job.number]
+        frames = self.settings.frames
+        start = rng.randrange(codes.shape[1] - frames + 1)
+        return pcm[FRAME_SIZE * start : FRAME_SIZE * (start + frames)], codes[:, start : start + frames]
+
+    def _crop(self, rng: random.Random) -> np.ndarray:
         length = self.settings.frames * FRAME_SIZE
-        job = rng.choice(jobs)
-        pcm = self._spoken(job)
-        pcm = np.pad(pcm, (0, max(0, length - len(pcm))))
-        if job.group == "answers":
-            # As it will be decoded: at its level, on a frame's edge.
-            start = FRAME_SIZE * rng.randrange((len(pcm) - length) // FRAME_SIZE + 1)
-            return np.asarray(pcm[start : start + length], dtype=np.float32)
+        pcm = self._sound(rng.choice(self.spoken))
         start = rng.randrange(len(pcm) - length + 1)
         return np.asarray(pcm[start : start + length] * rng.uniform(0.5, 1.6), dtype=np.float32)
 
-    def _spoken(self, job: Job) -> np.ndarray:
-        if job.number in self._answers:
-            return self._answers[job.number]
+    def _sound(self, job: Job) -> np.ndarray:
         pcm = perform(job, self.script, self.config.data, self.config.train.seed).pcm
-        if job.group == "answers":
-            self._answers[job.number] = pcm
-        return pcm
+        return np.pad(pcm, (0, max(0, self.settings.frames * FRAME_SIZE - len(pcm))))
 
-    def losses(self, free: Tensors, batch: np.ndarray) -> tuple[mx.array, Coded, dict[str, mx.array]]:
-        """Of sound [B, T]: how far what comes out of the codec is from what went in."""
-        pcm = mx.array(batch)
-        frozen = self.parts == "decoder"
-        coded = pass_through({**self.fixed, **free}, self.shape, pcm, frozen)
+    def losses(self, free: Tensors, batch: Crops) -> tuple[mx.array, Coded, dict[str, mx.array]]:
+        """How far what comes out of the codec is from what went in."""
+        tensors = {**self.fixed, **free}
+        pcm = mx.array(batch.pcm)
+        if self.parts == "decoder":
+            mimi, own = Mimi(tensors, self.shape, self.shape.n_q), len(batch.codes)
+            others = mimi.encode(pcm[own:, None]) if own < len(pcm) else mx.zeros((0, *batch.codes.shape[1:]), mx.int32)
+            codes = mx.concatenate([mx.array(batch.codes), others])
+            sound = decoded(mimi, words_of(mimi, mx.stop_gradient(codes)))
+            coded = Coded(sound, mx.zeros(()), [], [])
+        else:
+            coded = pass_through(tensors, self.shape, pcm)
         parts = {"mel": mel_distance(coded.pcm, pcm), "wave": mx.abs(coded.pcm - pcm).mean()}
-        if not frozen:
+        if self.parts == "all":
             parts["commitment"] = coded.commitment
         return parts["mel"] + 2 * parts["wave"] + parts.get("commitment", mx.zeros(())), coded, parts
 
-    def move_codebooks(self, passed: Coded, batch: np.ndarray) -> None:
+    def move_codebooks(self, passed: Coded, batch: Crops) -> None:
         """Move all of them, unless the codes are to stay as they are."""
         if self.parts == "decoder":
             return

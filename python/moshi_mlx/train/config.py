@@ -173,6 +173,9 @@ class SemanticConfig:
         steps: in all.
         batch: utterances per step, an eighth of them in Moshi's voice.
         frames: the longest utterance that is used, in frames of 80 ms.
+        stream: length of the streams that the utterances are put into one after the other, in frames.
+        context: how far back the codec's transformers look from now on, in steps of 40 ms; 0 leaves that as it is.
+        layers: of the codec's transformers from now on; 0 adds none.
         rate: learning rate at the beginning of its cosine.
         save: steps between checkpoints.
     """
@@ -180,6 +183,9 @@ class SemanticConfig:
     steps: int = 2200
     batch: int = 48
     frames: int = 48
+    stream: int = 125
+    context: int = 0
+    layers: int = 0
     rate: float = 1.5e-3
     save: int = 200
 

@@ -27,6 +27,11 @@ END_OF_PADDING = 0
 # A heard word is asked for this many frames after it began: what is being said must be heard before it is known.
 HEARD_LAG = 3
 
+# From the start of a word to that of the next, in seconds, where there may be a pause between them; frames of it that
+# training insists on.
+_LONG_WORD = 0.8
+_PAUSE = 5
+
 # Frames after an interruption on whose silence training insists.
 _STOPPING = 3
 
@@ -44,6 +49,8 @@ class Conversation:
             first sound; 0 elsewhere.
         speaking: whether Moshi speaks, bool [T].
         stopping: the frames in which Moshi falls silent because the user interrupts, bool [T].
+        minded: the frames in which it matters that Moshi goes on as it does, bool [T]: silent in the middle of what the
+            user says, speaking through a "mm-hm".
         turns: what was asked and when: (frame of the question's end, intent, expected answer).
         openings: frames in which both are silent and a question follows that needs nothing said before.
     """
@@ -55,6 +62,7 @@ class Conversation:
     asked: np.ndarray
     speaking: np.ndarray
     stopping: np.ndarray
+    minded: np.ndarray
     turns: list[tuple[int, str, str]]
     openings: list[int]
 
@@ -174,6 +182,7 @@ class Mixer:
                 self._background(rng, frames),
                 np.zeros(frames, np.int32),
                 np.zeros(frames, np.int32),
+                np.zeros(frames, bool),
                 np.zeros(frames, bool),
                 np.zeros(frames, bool),
                 [],
@@ -303,7 +312,9 @@ class _Talk:
             elif length > 12 and rng.random() < config.backchannels * 1.5:
                 backchannel = self.mixer.backchannel(rng)
                 if backchannel is not None:
-                    self._hear(backchannel, start + rng.randint(3, length - 6))
+                    first = start + rng.randint(3, length - 6)
+                    end = self._hear(backchannel, first)
+                    self.conversation.minded[first + 1 : end + 3] = True
             self._speak(answer, start, stop)
         return start + length + rng.randint(*config.turn_gap)
 
@@ -323,6 +334,8 @@ class _Talk:
             number = self.mixer.vocabulary.get(word.lower(), 0)
             a, b = (shift + HEARD_LAG + int(t * FRAME_RATE) for t in (start, following))
             talk.heard[max(0, a) : max(0, b)] = number
+            if following - start > _LONG_WORD and following != said.end:
+                talk.minded[max(0, b - HEARD_LAG - _PAUSE) : max(0, b - HEARD_LAG)] = True
         return shift + said.end_frame
 
     def _speak(self, answer: str, start: int, stop: int | None) -> None:
@@ -363,6 +376,7 @@ def cut(talk: Conversation, first: int, frames: int) -> Conversation:
         talk.asked[part],
         talk.speaking[part],
         talk.stopping[part],
+        talk.minded[part],
         [(end - first, intent, answer) for end, intent, answer in talk.turns if first <= end < first + frames],
         [frame - first for frame in talk.openings if first <= frame < first + frames],
     )

@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from ..config import MimiConfig
 from ..errors import MoshiError
 from ..mimi import Mimi
 from .config import Config
@@ -47,6 +48,9 @@ def codec_of(config: Config) -> Encode:
 def recode(config: Config, progress: Progress | None = None) -> Path:
     """Give the corpus the codes of the configured codec, from the features kept beside it.
 
+    What users say is encoded as it will be heard, somewhere in a stream: after silence or noise of up to the context of
+    the codec's transformer.
+
     Returns:
         The corpus' folder.
 
@@ -57,22 +61,47 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
     shards = shards_with_features(config.work)
     mimi, convolutions = Mimi.load(config.codec), convolutions_of(config.codec)
     task = progress.add_task("encoding", total=len(shards)) if progress else None
-    for path, beside in shards:
+    backgrounds = [
+        convolved
+        for path, beside in shards
+        for u, (convolved, _) in zip(read_shard(path), read_features(beside, convolutions), strict=True)
+        if u.group == "backgrounds"
+    ]
+    for number, (path, beside) in enumerate(shards):
+        draws = np.random.default_rng([config.train.seed, number])
         utterances = list(read_shard(path))
-        convolved = [x for x, _ in read_features(beside, convolutions)]
-        order = sorted(range(len(convolved)), key=lambda i: len(convolved[i]))
+        features = read_features(beside, convolutions)
+        streams = [
+            convolved if u.group in ("answers", "backgrounds") else _behind(convolved, backgrounds, mimi.config, draws)
+            for u, (convolved, _) in zip(utterances, features, strict=True)
+        ]
+        order = sorted(range(len(streams)), key=lambda i: len(streams[i]))
         for first in range(0, len(order), _BATCH):
             chosen = order[first : first + _BATCH]
-            steps = len(convolved[chosen[-1]])
-            x = np.stack([np.pad(convolved[i], ((0, steps - len(convolved[i])), (0, 0))) for i in chosen])
-            state = mimi.encoder_state(len(chosen), steps // 2)
-            codes = np.array(mimi.quantize(mimi.refine_frame(mx.array(x.astype(np.float32)), state)[0]))
-            for i, row in zip(chosen, codes, strict=True):
-                utterances[i] = replace(utterances[i], codes=row[:, : len(convolved[i]) // 2])
+            steps = len(streams[chosen[-1]])
+            x = np.stack([np.pad(streams[i], ((0, steps - len(streams[i])), (0, 0))) for i in chosen])
+            latents, _ = mimi.refine_frame(mx.array(x.astype(np.float32)), mimi.encoder_state(len(chosen), steps // 2))
+            codes = np.array(mimi.quantize(latents))
+            for i, row, latent in zip(chosen, codes, np.array(latents), strict=True):
+                end, frames = len(streams[i]) // 2, len(features[i][0]) // 2
+                utterances[i] = replace(utterances[i], codes=row[:, end - frames : end])
+                features[i] = features[i][0], latent[end - frames : end]
+        write_features(beside, features, convolutions)
         write_shard(path, utterances)
         if progress and task is not None:
             progress.advance(task)
     return config.work / "corpus"
+
+
+def _behind(
+    convolved: np.ndarray, backgrounds: Sequence[np.ndarray], codec: MimiConfig, draws: np.random.Generator
+) -> np.ndarray:
+    """A stream of a background's start and then an utterance, as the convolutions put them out."""
+    if not backgrounds:
+        return convolved
+    background = backgrounds[int(draws.integers(len(backgrounds)))]
+    before = min(int(draws.integers(codec.context // 2 + 1)), len(background) // 2)
+    return np.concatenate([background[: 2 * before], convolved])
 
 
 def prepare(config: Config, progress: Progress | None = None, limit: int | None = None, jobs: int = 1) -> Path:

@@ -27,6 +27,7 @@ from .config import Config
 from .conversation import Conversation, Mixer, nearest_codes
 from .corpus import read_corpus
 from .loss import Batch, Drill, Trainee, listening_losses, losses, make_batch, make_drill, score, total
+from .parallel import Processes
 from .progress import Progress
 from .script import Script
 
@@ -38,6 +39,8 @@ Update = Callable[..., tuple[dict[str, mx.array], mx.array]]
 
 class Trainer:
     """One training run: model, optimizer, averaged weights and the corpus it draws from.
+
+    Several processes can share it (`moshi_mlx.train.parallel`).
 
     Args:
         config: the run.
@@ -57,6 +60,7 @@ class Trainer:
                 f"The tokenizer has {self.tokenizer.size} pieces, the model's text_card is {self.lm_config.text_card}."
             )
         self.read()
+        self.processes = Processes()
         mx.random.seed(config.train.seed)
         mixer = self.mixers["train"]
         self.model = Trainee(self.lm_config, len(mixer.vocabulary), len(mixer.numbers))
@@ -114,7 +118,7 @@ class Trainer:
         self.model.lm.load_weights(list(weights.items()))
 
     def _compile(self) -> Update:
-        model, optimizer, train = self.model, self.optimizer, self.config.train
+        model, optimizer, train, processes = self.model, self.optimizer, self.config.train, self.processes
 
         def objective(trainee: Trainee, batch: Batch | Drill) -> tuple[mx.array, dict[str, mx.array]]:
             parts = losses(trainee, batch) if isinstance(batch, Batch) else listening_losses(trainee, batch)[1]
@@ -128,7 +132,7 @@ class Trainer:
             if kind is Drill:
                 # The optimizer leaves alone what a drill doesn't use, rather than decay it.
                 gradients["lm"].pop("depformer", None)
-            gradients, norm = optim.clip_grad_norm(gradients, train.clip)
+            gradients, norm = optim.clip_grad_norm(processes.mean(gradients), train.clip)
             optimizer.update(model, gradients)
             return {**parts, "loss" if kind is Batch else "drill": loss}, norm
 
@@ -141,8 +145,12 @@ class Trainer:
 
     def conversations(self, step: int) -> list[Conversation]:
         """The conversations of a step, always the same for a seed."""
-        seed = self.config.train.seed
-        return [self.mixers["train"].draw(random.Random(f"{seed}/{step}/{i}")) for i in range(self.config.train.batch)]
+        return [self.mixers["train"].draw(rng) for rng in self._seeds(step, self.config.train.batch)]
+
+    def _seeds(self, step: int, count: int) -> list[random.Random]:
+        """What decides a step's examples, others in every process."""
+        first = self.processes.rank * count
+        return [random.Random(f"{self.config.train.seed}/{step}/{i}") for i in range(first, first + count)]
 
     def batch(self, step: int) -> Batch | Drill:
         """The batch of a step."""
@@ -151,7 +159,7 @@ class Trainer:
         drills = train.drills * min(1.0, 4 * (1 - step / train.steps))
         if random.Random(f"{train.seed}/{step}").random() < drills:
             return self._drill(step)
-        draws = np.random.default_rng([train.seed, step])
+        draws = np.random.default_rng([train.seed, step, self.processes.rank])
         return make_batch(
             self.conversations(step),
             self.lm_config,
@@ -167,11 +175,12 @@ class Trainer:
         if random.Random(f"{train.seed}/{step}/exchange").random() < train.exchanges:
             # Twice as long, and a bit.
             count, make = max(1, 2 * count // 5), mixer.exchange
-        seeds = [random.Random(f"{train.seed}/{step}/{i}") for i in range(count)]
-        return make_drill([make(rng) for rng in seeds], self.lm_config)
+        return make_drill([make(rng) for rng in self._seeds(step, count)], self.lm_config)
 
-    def run(self, progress: Progress, steps: int | None = None) -> None:
+    def run(self, progress: Progress | None, steps: int | None = None) -> None:
         """Train up to `steps` (all that are configured), saving and evaluating as configured.
+
+        Of several processes the first one shows `progress`, evaluates and saves.
 
         Raises:
             StorageError: disk full, no permission.
@@ -186,6 +195,10 @@ class Trainer:
                 parts, norm = self._update(*batch.arrays())
                 mx.eval(parts, norm, self.model.state, self.optimizer.state)
                 self.step += 1
+                if self.step % train.save == 0 and self._grown():
+                    self.read()
+                if progress is None:
+                    continue
                 if self.step % _EMA_EVERY == 0:
                     self._average()
                 means = {name: _number(value) for name, value in parts.items()}
@@ -194,8 +207,9 @@ class Trainer:
                     progress.scores(self.step, self.evaluate())
                 if self.step % train.save == 0 or self.step == last:
                     self.save()
-                    if len(list((self.config.work / "corpus").glob("*.npz"))) != self.shards:
-                        self.read()
+
+    def _grown(self) -> bool:
+        return len(list((self.config.work / "corpus").glob("*.npz"))) != self.shards
 
     def _average(self) -> None:
         # Early on the weights move fast: the average then reaches back less far.

@@ -43,7 +43,8 @@ class Batch(_Arrays):
         depth_speech: float32 [R], 1 where Moshi speaks or stops.
         heard: int32 [B, T], number of the user's word.
         asked: int32 [B, T], number of the answer called for.
-        stopping: float32 [B, T], 1 where Moshi falls silent because of an interruption: silence that counts as words.
+        minded: float32 [B, T], 1 where it matters as much as words what Moshi does: it falls silent because of an
+            interruption, waits in a pause, speaks on.
     """
 
     inputs: mx.array
@@ -54,7 +55,7 @@ class Batch(_Arrays):
     depth_speech: mx.array
     heard: mx.array
     asked: mx.array
-    stopping: mx.array
+    minded: mx.array
 
 
 def delayed(codes: np.ndarray, config: LMConfig) -> np.ndarray:
@@ -86,18 +87,20 @@ def make_batch(
     heard = np.stack([c.heard for c in conversations])
     asked = np.stack([c.asked for c in conversations])
     stopping = np.stack([c.stopping for c in conversations])
+    minded = np.stack([c.minded for c in conversations])
     streams = delayed(codes, config)
     if window is not None and window < codes.shape[2]:
         first = [_opening(c, window, draws) for c in conversations]
-        codes, speaking, heard, asked, stopping = (
+        codes, speaking, heard, asked, stopping, minded = (
             np.stack([x[..., a : a + window] for x, a in zip(xs, first, strict=True)])
-            for xs in (codes, speaking, heard, asked, stopping)
+            for xs in (codes, speaking, heard, asked, stopping, minded)
         )
         streams = np.stack([x[:, a : a + window + 1] for x, a in zip(streams, first, strict=True)])
     B, _, T = codes.shape
     flat = streams[:, : 1 + config.dep_q, 1:].swapaxes(1, 2).reshape(B * T, -1)
-    stops = np.flatnonzero(stopping & ~speaking)[: depth_frames // 4]
-    loud, silent = np.flatnonzero(speaking), np.setdiff1d(np.flatnonzero(~speaking), stops)
+    stops = np.flatnonzero((stopping & ~speaking) | (minded & speaking))
+    stops = draws.permutation(stops)[: depth_frames // 4]
+    loud, silent = (np.setdiff1d(np.flatnonzero(x), stops) for x in (speaking, ~speaking))
     others = depth_frames - len(stops)
     quiet = min(len(silent), max(round(others * silent_share), others - len(loud)))
     rows = np.concatenate(
@@ -120,7 +123,7 @@ def make_batch(
         depth_speech=mx.array(counted[rows].astype(np.float32)),
         heard=mx.array(heard),
         asked=mx.array(asked),
-        stopping=mx.array(stopping.astype(np.float32)),
+        minded=mx.array((stopping | minded).astype(np.float32)),
     )
 
 
@@ -148,23 +151,23 @@ class Drill(_Arrays):
     text: mx.array
     heard: mx.array
     asked: mx.array
-    stopping: mx.array
+    minded: mx.array
 
 
 def make_drill(questions: Sequence[Conversation], config: LMConfig) -> Drill:
     """Stack drills of equal length."""
     codes = np.stack([c.codes for c in questions])
     heard, asked = np.stack([c.heard for c in questions]), np.stack([c.asked for c in questions])
-    stopping = np.stack([c.stopping for c in questions]).astype(np.float32)
+    minded = np.stack([c.stopping | c.minded for c in questions]).astype(np.float32)
     streams = delayed(codes, config)[:, :, :-1]
-    return Drill(mx.array(streams), mx.array(codes[:, 0]), mx.array(heard), mx.array(asked), mx.array(stopping))
+    return Drill(mx.array(streams), mx.array(codes[:, 0]), mx.array(heard), mx.array(asked), mx.array(minded))
 
 
 def listening_losses(model: Trainee, batch: Batch | Drill) -> tuple[mx.array, dict[str, mx.array]]:
     """Hidden states [B, T, D], and the losses that need no depth transformer."""
     hidden, text_logits = model.lm.forward_text(batch.inputs)
     text = cross_entropy(text_logits, batch.text)
-    words = mx.maximum((batch.text != PADDING).astype(mx.float32), batch.stopping)
+    words = mx.maximum((batch.text != PADDING).astype(mx.float32), batch.minded)
     calling = (batch.asked > 0).astype(mx.float32)
     some = (batch.heard > 0).astype(mx.float32) * 0.9 + 0.1
     return hidden, {

@@ -41,6 +41,11 @@ _POOL = 8
 """Batches that are drawn at once and sorted by length."""
 _UNUSED = 0.02
 """Running mean of the uses a step below which a codeword stands for nothing."""
+_TEACHER_LAYERS = 2
+_LAYER_SCALE = 0.02
+"""What the branches of an added layer count at first."""
+_GAPS = ((2, 8), (10, 40))
+"""Frames between two lessons of a stream: as between two sentences, or while Moshi speaks."""
 _LATE = 2
 """Slots after a phone's start in which it is to be known."""
 
@@ -151,10 +156,13 @@ class Heard:
 
 
 def encode(tensors: Tensors, config: MimiConfig, convolved: mx.array) -> Encoding:
-    """From the convolutions' output [B, 2 F, C] to codewords."""
+    """From the convolutions' output [B, 2 F, C], from a stream's start on, to codewords."""
     B, steps, _ = convolved.shape
-    transformer = Transformer(tensors, "encoder_transformer", replace(config, context=steps))
-    x, _ = transformer(convolved, transformer.state(B, steps))
+    transformer = Transformer(tensors, "encoder_transformer", config)
+    state = transformer.state(B, steps)
+    # From a stream's start on, there is nothing before the pass to make room for.
+    state["rings"] = [ring[:, :, :steps] for ring in state["rings"]]
+    x, _ = transformer(convolved, state)
     downsample = Conv(tensors["downsample.conv.conv.conv.weight"], None, rows=steps // 2, stride=2)
     x, _ = downsample(x, mx.broadcast_to(x[:, :1], downsample.state(B).shape))
     semantic = x @ tensors[f"{_FIRST}.input_proj.weight"][:, :, 0].T
@@ -162,6 +170,15 @@ def encode(tensors: Tensors, config: MimiConfig, convolved: mx.array) -> Encodin
     codes, found = look_up(tensors, semantic)
     words = semantic + mx.stop_gradient(found - semantic)
     return Encoding(semantic, words, codes, rest)
+
+
+def picked(coded: Encoding, places: mx.array) -> Encoding:
+    """The frames at `places` [B, F] of what was encoded."""
+
+    def pick(x: mx.array) -> mx.array:
+        return x.reshape(-1, *x.shape[2:])[places]
+
+    return Encoding(pick(coded.semantic), pick(coded.words), pick(coded.codes), pick(coded.rest))
 
 
 def look_up(tensors: Tensors, semantic: mx.array) -> tuple[mx.array, mx.array]:
@@ -173,9 +190,19 @@ def look_up(tensors: Tensors, semantic: mx.array) -> tuple[mx.array, mx.array]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Lessons of like lengths, padded; fields as in `Lesson`, and `spoken`: the phone of each slot, [B, SLOTS F]."""
+    """Lessons of like lengths, padded, somewhere in streams.
 
-    convolved: mx.array
+    Attributes:
+        streams: what the convolutions made of the streams, [S, 2 T, C].
+        places: of each lesson's frames among all S T of the streams, int32 [B, F].
+        spoken: the phone of each slot, int32 [B, SLOTS F].
+        real: 1 for a lesson's frames, 0 for those behind it, [B, F].
+
+    All others as in `Lesson`.
+    """
+
+    streams: mx.array
+    places: mx.array
     latents: mx.array
     phones: mx.array
     lengths: mx.array
@@ -184,6 +211,26 @@ class Batch:
     ends: mx.array
     own: mx.array
     real: mx.array
+
+
+def _draw(*shape: int) -> mx.array:
+    return mx.random.normal(shape, scale=shape[-1] ** -0.5)
+
+
+def _layer(name: str, shape: MimiConfig, scale: float) -> Tensors:
+    """Random weights of a transformer's layer whose branches count `scale`."""
+    width, inner = shape.dimension, shape.dim_feedforward
+    layer = {
+        f"{name}.self_attn.in_proj_weight": _draw(3 * width, width),
+        f"{name}.self_attn.out_proj.weight": _draw(width, width),
+        f"{name}.linear1.weight": _draw(inner, width),
+        f"{name}.linear2.weight": _draw(width, inner),
+    }
+    for k in (1, 2):
+        layer[f"{name}.norm{k}.weight"] = mx.ones((width,))
+        layer[f"{name}.norm{k}.bias"] = mx.zeros((width,))
+        layer[f"{name}.layer_scale_{k}.scale"] = scale * mx.ones((width,))
+    return layer
 
 
 class SemanticTrainer(CodecRun[Batch, Encoding]):
@@ -198,6 +245,9 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
     def __init__(self, config: Config):
         super().__init__(config, config.semantic_training, "semantic")
         self.start = {**self.fixed, **self.free}
+        mx.random.seed(config.train.seed)
+        self._deepen(config.semantic_training.layers or self.shape.num_layers)
+        self.shape = replace(self.shape, context=config.semantic_training.context or self.shape.context)
         shards, convolutions = shards_with_features(config.work), convolutions_of(config.codec)
         utterances = [u for path, _ in shards for u in read_shard(path)]
         features = [f for _, path in shards for f in read_features(path, convolutions)]
@@ -208,11 +258,14 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         kinds = sorted({(u.group, u.name) for u in utterances if u.group in groups})
         self.kinds = {kind: i for i, kind in enumerate(kinds, 1)}
         self.lessons: dict[str, list[Lesson]] = {"train": [], "known": [], "held_out": [], "own": []}
+        self.backgrounds: list[np.ndarray] = []
         limit = self.settings.frames
         for u, (convolved, latents) in zip(utterances, features, strict=True):
             frames = u.codes.shape[1]
             if u.group == "echoes" or (u.group != "backgrounds" and frames > limit):
                 continue
+            if u.group == "backgrounds":
+                self.backgrounds.append(convolved)
             said, times = self._timed(u, phones)
             asked = self.kinds.get((u.group, u.name), 0)
             own = u.group == "answers"
@@ -222,7 +275,6 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
                 self.lessons["own" if own else u.split].append(lesson)
         sample = np.concatenate([x.convolved for x in self.lessons["train"][::17]]).astype(np.float32)
         self.spread = sample.std(axis=0)
-        mx.random.seed(config.train.seed)
         self.free.update(self._teachers())
         self.optimizer.init(self.free)
 
@@ -243,30 +295,23 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
 
     def _teachers(self) -> Tensors:
         """Random weights of what judges the codes; not part of the codec."""
-        width, inner = self.shape.dimension, self.shape.dim_feedforward
-
-        def draw(*shape: int) -> mx.array:
-            return mx.random.normal(shape, scale=shape[-1] ** -0.5)
-
+        width = self.shape.dimension
         teachers = {
-            f"{TEACHER}.phones": draw(SLOTS * (1 + len(self.alphabet)), self.shape.codebook_dim),
-            f"{TEACHER}.input": draw(width, self.shape.codebook_dim),
-            f"{TEACHER}.asked": draw(1 + len(self.kinds), width),
+            f"{TEACHER}.phones": _draw(SLOTS * (1 + len(self.alphabet)), self.shape.codebook_dim),
+            f"{TEACHER}.input": _draw(width, self.shape.codebook_dim),
+            f"{TEACHER}.asked": _draw(1 + len(self.kinds), width),
             f"{TEACHER}.norm": mx.ones((width,)),
         }
-        for i in range(self.shape.num_layers):
-            layer = f"{TEACHER}.transformer.layers.{i}"
-            teachers |= {
-                f"{layer}.self_attn.in_proj_weight": draw(3 * width, width),
-                f"{layer}.self_attn.out_proj.weight": draw(width, width),
-                f"{layer}.linear1.weight": draw(inner, width),
-                f"{layer}.linear2.weight": draw(width, inner),
-            }
-            for k in (1, 2):
-                teachers[f"{layer}.norm{k}.weight"] = mx.ones((width,))
-                teachers[f"{layer}.norm{k}.bias"] = mx.zeros((width,))
-                teachers[f"{layer}.layer_scale_{k}.scale"] = 0.5 * mx.ones((width,))
+        for i in range(_TEACHER_LAYERS):
+            teachers |= _layer(f"{TEACHER}.transformer.layers.{i}", self.shape, 0.5)
         return teachers
+
+    def _deepen(self, layers: int) -> None:
+        """Add the layers that the codec's transformers lack; the decoder's change nothing before they are trained."""
+        for i in range(self.shape.num_layers, layers):
+            self.free |= _layer(f"encoder_transformer.transformer.layers.{i}", self.shape, _LAYER_SCALE)
+            self.fixed |= _layer(f"decoder_transformer.transformer.layers.{i}", self.shape, 0.0)
+        self.shape = replace(self.shape, num_layers=max(layers, self.shape.num_layers))
 
     # Batches.
 
@@ -274,14 +319,16 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         """The lessons of a step, always the same: of like lengths, an eighth of them in Moshi's voice."""
         pool, part = divmod(step, _POOL)
         size = self.settings.batch
-        rng = random.Random(f"{self.config.train.seed}/{pool}")
+        rank = self.processes.rank
+        rng = random.Random(f"{self.config.train.seed}/{pool}/{rank}")
         own = max(1, size // 8)
         drawn = [rng.choice(self.lessons["train"]) for _ in range(_POOL * (size - own))]
         drawn.sort(key=lambda lesson: len(lesson.latents))
         chosen = drawn[part * (size - own) : (part + 1) * (size - own)]
-        draws = np.random.default_rng([self.config.train.seed, step])
+        draws = np.random.default_rng([self.config.train.seed, step, rank])
         varied = [self._vary(lesson, draws) for lesson in chosen]
-        return self._stack(varied + [self._crop(rng.choice(self.lessons["own"]), varied, draws) for _ in range(own)])
+        moshi = [self._crop(rng.choice(self.lessons["own"]), varied, draws) for _ in range(own)]
+        return self._stack(moshi, varied, draws)
 
     def _vary(self, lesson: Lesson, draws: np.random.Generator) -> Lesson:
         """Slower or faster, in another voice's average spectrum, with noise; the frames' number stays even at 25 Hz."""
@@ -311,26 +358,54 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         convolved, latents = lesson.convolved[2 * start : 2 * end], lesson.latents[start:end]
         return Lesson(convolved, latents, (), np.zeros(1), 0, longest, own=start == 0)
 
-    def _stack(self, lessons: Sequence[Lesson]) -> Batch:
+    def _stack(self, opening: Sequence[Lesson], lessons: Sequence[Lesson], draws: np.random.Generator) -> Batch:
+        """Put lessons into streams; those `opening` one each get its start."""
+        streams: list[np.ndarray] = []
+        starts: list[int] = []
+        position = self._stream
+        for i, lesson in enumerate([*opening, *lessons]):
+            n = len(lesson.latents)
+            gap = 0 if i < len(opening) else int(draws.integers(*_GAPS[int(draws.random() < 0.25)]))
+            if i < len(opening) or position + gap + n > self._stream:
+                streams.append(self._background(draws))
+                # What comes first follows nothing, or what was before the stream's start matters no longer.
+                position = 0 if draws.random() < 0.4 else min(gap, self._stream - n)
+                gap = 0
+                position = 0 if i < len(opening) else position
+            position += gap
+            streams[-1][2 * position : 2 * (position + n)] = lesson.convolved
+            starts.append((len(streams) - 1) * self._stream + position)
+            position += n
+        return self._collected([*opening, *lessons], streams, starts)
+
+    def _background(self, draws: np.random.Generator) -> np.ndarray:
+        """What the convolutions make of a stream in which nobody speaks, [2 T, C]."""
+        if not self.backgrounds:
+            return np.zeros((2 * self._stream, len(self.spread)), np.float32)
+        background = self.backgrounds[int(draws.integers(len(self.backgrounds)))].astype(np.float32)
+        return np.resize(background, (2 * self._stream, background.shape[1]))
+
+    def _collected(self, lessons: Sequence[Lesson], streams: Sequence[np.ndarray], starts: Sequence[int]) -> Batch:
         B = len(lessons)
         frames = max(len(x.latents) for x in lessons)
         width = max(1, *(len(x.phones) for x in lessons))
-        convolved = np.zeros((B, 2 * frames, lessons[0].convolved.shape[1]), np.float32)
+        places = np.zeros((B, frames), np.int32)
         latents = np.zeros((B, frames, lessons[0].latents.shape[1]), np.float32)
         spoken = np.zeros((B, SLOTS * frames), np.int32)
         clock = (np.arange(SLOTS * frames) - _LATE) / SLOTS
         phones, real = np.zeros((B, width), np.int32), np.zeros((B, frames), np.float32)
-        for i, lesson in enumerate(lessons):
+        for i, (lesson, start) in enumerate(zip(lessons, starts, strict=True)):
             n = len(lesson.latents)
-            convolved[i, : 2 * n], latents[i, :n], real[i, :n] = lesson.convolved, lesson.latents, 1
             # What follows a lesson is its last frame, on and on.
-            convolved[i, 2 * n :] = lesson.convolved[-1]
+            places[i] = start + np.minimum(np.arange(frames), n - 1)
+            latents[i, :n], real[i, :n] = lesson.latents, 1
             phones[i, : len(lesson.phones)] = lesson.phones
             if lesson.phones:
                 number = np.searchsorted(lesson.times, clock, side="right")
                 spoken[i] = np.array([0, *lesson.phones, 0])[number]
         return Batch(
-            mx.array(convolved),
+            mx.array(np.stack(streams)),
+            mx.array(places),
             mx.array(latents),
             mx.array(phones),
             mx.array(np.array([len(x.phones) for x in lessons], np.int32)),
@@ -341,6 +416,10 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
             mx.array(real),
         )
 
+    @property
+    def _stream(self) -> int:
+        return self.config.semantic_training.stream
+
     # The passes.
 
     def losses(self, free: Tensors, batch: Batch) -> tuple[mx.array, Encoding, dict[str, mx.array]]:
@@ -349,7 +428,7 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         plain = mx.array(draws.random(len(batch.asked)) < 0.5)[:, None, None]
         # Phones at their supposed times show the way; later on, only their order counts.
         guided = max(0.1, 1 - 3 * self.step / self.settings.steps)
-        coded = encode({**self.fixed, **free}, self.shape, batch.convolved)
+        coded = picked(encode({**self.fixed, **free}, self.shape, batch.streams), batch.places)
         # As in Mimi's training, half of the examples go on unquantized.
         heard = self._heard(free, mx.where(plain, coded.semantic, coded.words))
         real = batch.real[:, :, None]
@@ -357,7 +436,7 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         voiced = (batch.lengths > 0).astype(mx.float32)
         log_loss = ctc(heard.phones, batch.phones, batch.lengths)
         log_loss = log_loss / mx.maximum(batch.lengths, 1).astype(mx.float32)
-        at = mx.minimum(batch.ends[:, None] + mx.arange(_AFTER_END), batch.convolved.shape[1] // 2 - 1)
+        at = mx.minimum(batch.ends[:, None] + mx.arange(_AFTER_END), batch.places.shape[1] - 1)
         answers = mx.take_along_axis(heard.asked, at[:, :, None], axis=1)
         wanted = mx.broadcast_to(batch.asked[:, None], at.shape)
         called = mx.broadcast_to((batch.asked > 0).astype(mx.float32)[:, None], at.shape)
@@ -390,7 +469,7 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
     def _heard(self, free: Tensors, words: mx.array) -> Heard:
         B, frames, _ = words.shape
         phones = (words @ free[f"{TEACHER}.phones"].T).reshape(B, SLOTS * frames, -1)
-        transformer = Transformer(free, TEACHER, replace(self.shape, context=frames))
+        transformer = Transformer(free, TEACHER, replace(self.shape, num_layers=_TEACHER_LAYERS, context=frames))
         x, _ = transformer(words @ free[f"{TEACHER}.input"].T, transformer.state(B, frames))
         return Heard(phones, mx.fast.rms_norm(x, free[f"{TEACHER}.norm"], 1e-5) @ free[f"{TEACHER}.asked"].T)
 
@@ -409,7 +488,7 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         total, usage = f"{_BOOK}.embedding_sum", f"{_BOOK}.cluster_usage"
         draws = np.random.default_rng([self.config.train.seed, self.step, 1])
         places = np.flatnonzero(np.array(batch.real).reshape(-1))
-        fresh = mx.stop_gradient(latents)[mx.array(draws.choice(places, self.shape.bins))]
+        fresh = self.processes.first(mx.stop_gradient(latents)[mx.array(draws.choice(places, self.shape.bins))])
         unused = self.fixed[usage] < _UNUSED
         self.fixed[usage] = mx.where(unused, 4 * _UNUSED, self.fixed[usage])
         self.fixed[total] = mx.where(unused[:, None], 4 * _UNUSED * fresh, self.fixed[total])
@@ -421,8 +500,8 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
             right: list[bool] = []
             lessons = sorted((x for x in self.lessons[split] if x.asked), key=lambda lesson: len(lesson.latents))
             for first in range(0, len(lessons), 64):
-                batch = self._stack(lessons[first : first + 64])
-                coded = encode({**self.fixed, **self.free}, self.shape, batch.convolved)
+                batch = self._stack([], lessons[first : first + 64], np.random.default_rng(first))
+                coded = picked(encode({**self.fixed, **self.free}, self.shape, batch.streams), batch.places)
                 asked = self._heard(self.free, coded.words).asked
                 at = mx.minimum(batch.ends + _AFTER_END - 1, asked.shape[1] - 1)
                 found = mx.take_along_axis(asked, at[:, None, None], axis=1)[:, 0].argmax(axis=-1)

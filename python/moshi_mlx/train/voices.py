@@ -1,6 +1,7 @@
 """Speech synthesizers as voices: text in, 24 kHz float samples out.
 
-Engines: `piper` (package piper-tts with a voice package), `flite`, `espeak` (espeak-ng) and `festival` (Debian).
+Engines: `piper` (package piper-tts with a voice package), `pico` (package ttspico), `flite`, `espeak` (espeak-ng) and
+`festival` (Debian).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Voice:
     """A speaker: `engine:name`, and how far each utterance may differ from it.
 
     Attributes:
-        engine: piper, flite, espeak or festival.
+        engine: piper, pico, flite, espeak or festival.
         name: the engine's voice.
         speed: range of speaking rates, 1 is the engine's own.
         pitch: range of pitch shifts by resampling (also changes the formants), 1 is none.
@@ -153,8 +154,35 @@ def _piper(name: str, text: str, speed: float, rng: random.Random | None) -> tup
     return np.concatenate(chunks).astype(np.float32), int(voice.config.sample_rate)
 
 
+_PICO_RATE = 16000
+
+
+@functools.cache
+def _pico_voice(language: str) -> Any:
+    try:
+        from ttspico import TtsEngine
+    except ImportError as error:
+        raise SynthesisError(f"pico: {error}. Install with: pip install '.[train]'") from error
+    try:
+        return TtsEngine(language)
+    except RuntimeError as error:
+        raise SynthesisError(f"pico has no voice {language!r}: en-US and en-GB are its English ones.") from error
+
+
+def _pico(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
+    voice = _pico_voice(name)
+    voice.rate = round(100 * speed)
+    voice.pitch = rng.randint(80, 125) if rng else 100
+    try:
+        spoken = voice.speak(text)
+    except RuntimeError as error:
+        raise SynthesisError(f"pico failed on {text!r}: {error}") from error
+    return np.frombuffer(spoken or b"", dtype="<i2").astype(np.float32) / 32768, _PICO_RATE
+
+
 _ENGINES: dict[str, Callable[[str, str, float, random.Random | None], tuple[np.ndarray, int]]] = {
     "piper": _piper,
+    "pico": _pico,
     "flite": _flite,
     "espeak": _espeak,
     "festival": _festival,
