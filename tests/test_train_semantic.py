@@ -15,11 +15,12 @@ from train_corpus import NANO, make_corpus
 
 from moshi_mlx.errors import ConfigError
 from moshi_mlx.mimi import Mimi
+from moshi_mlx.mimi.quantizer import codebook
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import read_corpus
 from moshi_mlx.train.data import prepare, recode
 from moshi_mlx.train.progress import Progress
-from moshi_mlx.train.semantic import SemanticTrainer, ctc, encode, phones_of
+from moshi_mlx.train.semantic import SemanticTrainer, ctc, encode, fit_codebooks, phones_of
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("espeak-ng") or not (NANO / "codec").exists(), reason="needs espeak-ng and nano"
@@ -36,7 +37,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Config:
         config.data, voice="espeak:en-us", voices=("espeak:en-us+f3",), held_out_voices=("espeak:en-gb",),
         renderings=1, follow_up_renderings=1, out_of_domain_renderings=1, backgrounds=1, shard=64, features=True,
     )  # fmt: skip
-    training = dataclasses.replace(config.semantic_training, batch=8, rate=1e-3, steps=6)
+    training = dataclasses.replace(config.semantic_training, batch=8, rate=1e-3, steps=6, own=0.0)
     config = dataclasses.replace(config, data=data, semantic_training=training)
     prepare(config)
     return config
@@ -130,6 +131,39 @@ def test_lessons_stand_in_streams_with_something_before_most_of_them(spoken: Con
         used |= set(row.tolist())
     assert [row[0] % length for row in places[:2]] == [0, 0], "Moshi's answers open their streams"
     assert np.mean(places[2:, 0] % length > 0) > 0.6
+
+
+def test_acoustic_codebooks_are_fitted_to_moshis_voice(spoken: Config, tmp_path: Path):
+    config = in_folder(spoken, tmp_path)
+    training = dataclasses.replace(config.semantic_training, own=0.9)
+    trainer = SemanticTrainer(dataclasses.replace(config, semantic_training=training))
+    rest = trainer._rest(trainer.lessons["own"], np.random.default_rng(0))
+
+    def left(codec: Path) -> float:
+        tensors = mx.load(str(codec / "model.safetensors"))
+        single = {n: t.astype(mx.float32) for n, t in tensors.items() if "._codebook." in n}
+        remains = rest
+        for k in range(7):
+            book = np.array(codebook(single, "rvq_rest", k))
+            remains = remains - book[(remains @ book.T - 0.5 * (book**2).sum(1)).argmax(1)]
+        return float((remains**2).sum() / ((rest - rest.mean(0)) ** 2).sum())
+
+    trainer.export(tmp_path / "fitted")
+    assert left(tmp_path / "fitted") < 0.5 * left(NANO / "codec")
+    Mimi.load(tmp_path / "fitted")
+
+
+def test_each_fitted_codebook_holds_what_the_ones_before_left():
+    draws = np.random.default_rng(0)
+    coarse, fine = 10 * draws.normal(size=(4, 3)), draws.normal(size=(4, 3))
+    latents = (coarse[:, None] + fine[None]).reshape(-1, 3).repeat(8, 0).astype(np.float32)
+    books = fit_codebooks(latents, np.ones(len(latents)), 6, 4, draws)
+    errors, remains = [], latents
+    for book in books:
+        remains = remains - book[((remains[:, None] - book[None]) ** 2).sum(-1).argmin(1)]
+        errors.append(float((remains**2).sum()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-2 * float(((latents - latents.mean(0)) ** 2).sum())
 
 
 def test_added_layers_change_nothing_for_the_decoder_and_the_new_context_is_kept(spoken: Config, tmp_path: Path):

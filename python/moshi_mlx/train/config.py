@@ -176,6 +176,8 @@ class SemanticConfig:
         stream: length of the streams that the utterances are put into one after the other, in frames.
         context: how far back the codec's transformers look from now on, in steps of 40 ms; 0 leaves that as it is.
         layers: of the codec's transformers from now on; 0 adds none.
+        own: how much Moshi's voice counts, all others the rest, where the acoustic codebooks are fitted at the end; 0
+            leaves them as they are. Afterwards the decoder must learn them (`--parts decoder`).
         rate: learning rate at the beginning of its cosine.
         save: steps between checkpoints.
     """
@@ -186,6 +188,7 @@ class SemanticConfig:
     stream: int = 125
     context: int = 0
     layers: int = 0
+    own: float = 0.9
     rate: float = 1.5e-3
     save: int = 200
 

@@ -4,7 +4,8 @@ The codec's convolutions stay; their output is kept beside the corpus. The encod
 12.5 Hz and the semantic codebook learn from two teachers that see nothing but codewords: the phones spoken, whoever
 speaks them (connectionist temporal classification, Graves et al. 2006), and what was asked, by a small causal
 transformer on top. As with supervised semantic tokens (CosyVoice, Du et al. 2024, section 3.1), a voice never heard
-then gets the codes of the known ones. What the acoustic codebooks and the decoder get is held where it was.
+then gets the codes of the known ones. What the acoustic codebooks get is held near where it was; at the end they are
+fitted to what they now get, most of all of Moshi's voice, the only one that is ever decoded.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -46,6 +48,10 @@ _LAYER_SCALE = 0.02
 """What the branches of an added layer count at first."""
 _GAPS = ((2, 8), (10, 40))
 """Frames between two lessons of a stream: as between two sentences, or while Moshi speaks."""
+_ROUNDS = 12
+"""Of moving codewords to the middle of what finds them."""
+_OTHERS = 400
+"""Lessons of other voices that acoustic codebooks are fitted to."""
 _LATE = 2
 """Slots after a phone's start in which it is to be known."""
 
@@ -179,6 +185,40 @@ def picked(coded: Encoding, places: mx.array) -> Encoding:
         return x.reshape(-1, *x.shape[2:])[places]
 
     return Encoding(pick(coded.semantic), pick(coded.words), pick(coded.codes), pick(coded.rest))
+
+
+def fit_codebooks(
+    latents: np.ndarray, weights: np.ndarray, books: int, bins: int, draws: np.random.Generator
+) -> list[np.ndarray]:
+    """Codebooks of which each holds what the ones before it left, by k-means.
+
+    Args:
+        latents: float32 [N, width], N at least `bins`.
+        weights: how much each counts, [N].
+        books: how many.
+        bins: entries of each.
+        draws: which latents the entries start as.
+
+    Returns:
+        Of each the entries, float32 [bins, width].
+    """
+    rest, fitted = latents.astype(np.float32), []
+    for _ in range(books):
+        book = rest[draws.choice(len(rest), bins, replace=False, p=weights / weights.sum())]
+        for _ in range(_ROUNDS):
+            codes = _nearest(rest, book)
+            counts = np.bincount(codes, weights, minlength=bins)
+            sums = np.zeros_like(book)
+            np.add.at(sums, codes, rest * weights[:, None].astype(np.float32))
+            used = counts > 0
+            book[used] = sums[used] / counts[used, None].astype(np.float32)
+        rest = rest - book[_nearest(rest, book)]
+        fitted.append(book)
+    return fitted
+
+
+def _nearest(latents: np.ndarray, book: np.ndarray) -> np.ndarray:
+    return np.asarray((latents @ book.T - 0.5 * (book**2).sum(axis=1)).argmax(axis=1))
 
 
 def look_up(tensors: Tensors, semantic: mx.array) -> tuple[mx.array, mx.array]:
@@ -359,23 +399,25 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         return Lesson(convolved, latents, (), np.zeros(1), 0, longest, own=start == 0)
 
     def _stack(self, opening: Sequence[Lesson], lessons: Sequence[Lesson], draws: np.random.Generator) -> Batch:
-        """Put lessons into streams; those `opening` one each get its start."""
+        """Put lessons into streams, each where there is room; those `opening` one each get its start."""
         streams: list[np.ndarray] = []
+        ends: list[int] = []
         starts: list[int] = []
-        position = self._stream
         for i, lesson in enumerate([*opening, *lessons]):
-            n = len(lesson.latents)
-            gap = 0 if i < len(opening) else int(draws.integers(*_GAPS[int(draws.random() < 0.25)]))
-            if i < len(opening) or position + gap + n > self._stream:
+            n, gap = len(lesson.latents), int(draws.integers(*_GAPS[int(draws.random() < 0.25)]))
+            fits = (k for k, end in enumerate(ends) if end + gap + n <= self._stream)
+            stream = None if i < len(opening) else next(fits, None)
+            if stream is None:
+                # What a stream starts with has nothing before it, or a silence.
+                start = 0 if i < len(opening) or draws.random() < 0.4 else min(gap, self._stream - n)
+                stream = len(streams)
                 streams.append(self._background(draws))
-                # What comes first follows nothing, or what was before the stream's start matters no longer.
-                position = 0 if draws.random() < 0.4 else min(gap, self._stream - n)
-                gap = 0
-                position = 0 if i < len(opening) else position
-            position += gap
-            streams[-1][2 * position : 2 * (position + n)] = lesson.convolved
-            starts.append((len(streams) - 1) * self._stream + position)
-            position += n
+                ends.append(0)
+            else:
+                start = ends[stream] + gap
+            ends[stream] = start + n
+            streams[stream][2 * start : 2 * ends[stream]] = lesson.convolved
+            starts.append(stream * self._stream + start)
         return self._collected([*opening, *lessons], streams, starts)
 
     def _background(self, draws: np.random.Generator) -> np.ndarray:
@@ -492,6 +534,38 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         unused = self.fixed[usage] < _UNUSED
         self.fixed[usage] = mx.where(unused, 4 * _UNUSED, self.fixed[usage])
         self.fixed[total] = mx.where(unused[:, None], 4 * _UNUSED * fresh, self.fixed[total])
+
+    def export(self, folder: Path) -> None:
+        """Write the codec as a folder in the published layout, its acoustic codebooks fitted to what they now get.
+
+        Raises:
+            StorageError: disk full, no permission.
+        """
+        if share := self.config.semantic_training.own:
+            draws = np.random.default_rng([self.config.train.seed, 3])
+            train = self.lessons["train"]
+            others = [train[i] for i in draws.permutation(len(train))[:_OTHERS]]
+            kinds = [self._rest(self.lessons["own"], draws), self._rest(others, draws)]
+            weights = [np.full(len(x), part / len(x)) for x, part in zip(kinds, (share, 1 - share), strict=True)]
+            latents = np.concatenate(kinds)
+            count, bins = self.shape.n_q - 1, min(self.shape.bins, len(latents))
+            for k, book in enumerate(fit_codebooks(latents, np.concatenate(weights), count, bins, draws)):
+                name = f"{_REST}.vq.layers.{k}._codebook"
+                self.fixed[f"{name}.embedding_sum"] = mx.array(np.resize(book, (self.shape.bins, book.shape[1])))
+                self.fixed[f"{name}.cluster_usage"] = mx.ones((self.shape.bins,))
+        super().export(folder)
+
+    def _rest(self, lessons: Sequence[Lesson], draws: np.random.Generator) -> np.ndarray:
+        """What the acoustic codebooks get of lessons, float32 [N, width]."""
+        found = []
+        ordered = sorted(lessons, key=lambda lesson: len(lesson.latents))
+        for first in range(0, len(ordered), 32):
+            some = ordered[first : first + 32]
+            # Answers are encoded from their streams' start on, as in the corpus.
+            batch = self._stack(some, [], draws) if some[0].own else self._stack([], some, draws)
+            coded = picked(encode({**self.fixed, **self.free}, self.shape, batch.streams), batch.places)
+            found.append(np.array(coded.rest)[np.array(batch.real) > 0])
+        return np.concatenate(found)
 
     def evaluate(self) -> dict[str, float]:
         """How many of the held-out voices' questions the teacher knows from their codes, by split."""
