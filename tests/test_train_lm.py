@@ -135,21 +135,26 @@ def test_fine_tuning_starts_as_soft_as_the_checkpoint_was_trained(corpus: Path, 
     assert mx.allclose(ours, theirs, atol=1e-3)
 
 
-def test_what_a_checkpoint_knew_of_another_codecs_semantic_codes_is_forgotten(corpus: Path, tmp_path: Path):
+@pytest.mark.parametrize("k, layer", [(0, "first.vq.layers.0"), (3, "rest.vq.layers.2")])
+def test_what_a_checkpoint_knew_of_another_codecs_codes_is_forgotten(corpus: Path, tmp_path: Path, k: int, layer: str):
     config = work_in(corpus, tmp_path)
     trainer = Trainer(config)
+    for part in trainer.model.lm.depformer.slices:
+        part.linear_out.weight = 2 * part.linear_out.weight
     export(trainer, tmp_path / "model", averaged=False)
     tensors = mx.load(str(NANO / "codec" / "model.safetensors"))
-    name = "quantizer.rvq_first.vq.layers.0._codebook.embedding_sum"
+    book = f"quantizer.rvq_{layer}._codebook"
+    others = {f"{book}.{part}": tensors[f"{book}.{part}"][::-1] for part in ("embedding_sum", "cluster_usage")}
     shutil.copytree(NANO / "codec", tmp_path / "taught")
-    mx.save_safetensors(str(tmp_path / "taught" / "model.safetensors"), {**tensors, name: tensors[name][::-1]})
+    mx.save_safetensors(str(tmp_path / "taught" / "model.safetensors"), {**tensors, **others})
     taught = Trainer(dataclasses.replace(config, codec=tmp_path / "taught"), init=tmp_path / "model")
-    rows = config.model["card"] + 1
+    rows, count = config.model["card"] + 1, config.model["dep_q"]
     before, after = (t.model.lm.audio_emb.weight.reshape(-1, rows, config.model["dim"]) for t in (trainer, taught))
     kept = [bool(mx.allclose(a, b, atol=1e-3)) for a, b in zip(before, after, strict=True)]
     # Of the user only the semantic codebook is heard: the rest is exported as silence.
-    heard = config.model["dep_q"] + 1
-    assert kept[:heard] == [k not in (0, config.model["dep_q"]) for k in range(heard)]
+    assert kept[: count + 1] == [i not in (k, count + k) for i in range(count + 1)]
+    outputs = [[t.model.lm.depformer.slices[i].linear_out.weight for i in range(count)] for t in (trainer, taught)]
+    assert [bool(mx.allclose(a, b, atol=1e-3)) for a, b in zip(*outputs, strict=True)] == [i != k for i in range(count)]
 
 
 def test_a_run_of_another_model_is_not_resumed(corpus: Path, tmp_path: Path):

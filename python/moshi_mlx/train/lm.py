@@ -105,17 +105,26 @@ class Trainer:
         tensors, quantization = load_lm_tensors(files.need("lm"), self.lm_config)
         loaded = build(self.lm_config, tensors, quantization, Precision(mx.float32, unpack=True))
         weights = dict(_flat(loaded.parameters()))
-        if files.mimi is not None and files.mimi.is_dir() and not _same_book(files.mimi, self.config.codec):
-            # The semantic codes are others now: what the model knew of them would mislead it.
-            table, fresh = weights["audio_emb.weight"], self.model.lm.audio_emb.weight
-            entries = self.lm_config.card + 1
-            for k in (0, self.lm_config.dep_q):
-                table[k * entries : (k + 1) * entries] = fresh[k * entries : (k + 1) * entries]
         for name in weights:
             if is_output_layer(name):
                 # Exported sharper than it was trained.
                 weights[name] = weights[name] / self.config.train.sharpness
+        if files.mimi is not None and files.mimi.is_dir():
+            for k in range(self.lm_config.dep_q):
+                if not _akin(files.mimi, self.config.codec, k):
+                    self._forget(weights, k)
         self.model.lm.load_weights(list(weights.items()))
+
+    def _forget(self, weights: dict[str, mx.array], k: int) -> None:
+        """Start anew with a codebook whose codes are others now: what the model knew of them would mislead it."""
+        fresh = dict(_flat(self.model.lm.parameters()))
+        entries = self.lm_config.card + 1
+        for table in (k, self.lm_config.dep_q + k):
+            rows = slice(table * entries, (table + 1) * entries)
+            weights["audio_emb.weight"][rows] = fresh["audio_emb.weight"][rows]
+        for name in (f"depformer.slices.{k}.linear_out.weight", f"depformer.slices.{k + 1}.emb.weight"):
+            if name in weights:
+                weights[name] = fresh[name]
 
     def _compile(self) -> Update:
         model, optimizer, train, processes = self.model, self.optimizer, self.config.train, self.processes
@@ -306,8 +315,13 @@ def _small_start(model: Trainee, config: LMConfig, codec: Path) -> None:
     model.load_weights(weights, strict=False)
 
 
-def _same_book(codec: Path, other: Path) -> bool:
-    return np.array_equal(_codebook(codec, 0), _codebook(other, 0))
+def _akin(codec: Path, other: Path, k: int) -> bool:
+    """Whether most of codebook k's codes stand for what they do in another codec, as where it was taught further."""
+    ours, theirs = _codebook(codec, k), _codebook(other, k)
+    if ours.shape != theirs.shape:
+        return False
+    distances = (theirs**2).sum(axis=1) - 2 * ours @ theirs.T
+    return bool(np.mean(distances.argmin(axis=1) == np.arange(len(ours))) > 0.5)
 
 
 def _codebook(codec: Path, k: int) -> np.ndarray:
