@@ -1,7 +1,7 @@
-"""Training on several processes at once, on one machine or many: `mlx.launch -n 2 -- python -m moshi_mlx.train ...`.
+"""Training on several processes, of one machine or many: `mlx.launch -n 2 --backend ring -- COMMAND`.
 
-Each process learns from batches of its own; what they learn is averaged, so that all move alike. The first one shows
-progress and writes files.
+Each learns from batches of its own; what they learn is averaged, so that all move alike. The first one shows progress
+and writes files.
 """
 
 from __future__ import annotations
