@@ -1,7 +1,8 @@
 //! Keeps a ring between two clocks at its set point by nudging the rate of the resampler that fills it.
 
-/// Time constant in which the worst jitter seen is forgotten, in seconds.
-const MEMORY: f64 = 300.0;
+/// Time constant in which the worst jitter seen is forgotten, in seconds: a machine that stalled once in ten minutes does
+/// so again.
+const MEMORY: f64 = 1200.0;
 /// Most that the level's error may add to the clocks' difference.
 const MAX_CORRECTION: f64 = 0.001;
 /// Largest difference between two clocks that is followed.
@@ -31,6 +32,7 @@ pub struct LevelControl {
     pace: Pace,
     margin: f64,
     ceiling: f64,
+    least: f64,
     mean: f64,
     jitter: f64,
     target: f64,
@@ -39,11 +41,11 @@ pub struct LevelControl {
 }
 
 impl LevelControl {
-    /// A loop that keeps `margin` seconds in reserve, expects dips of `jitter` seconds until it has seen what they are,
-    /// and never aims above `ceiling`.
-    pub fn new(margin: f64, jitter: f64, ceiling: f64, pace: Pace) -> Self {
-        let target = (margin + jitter).min(ceiling);
-        Self { pace, margin, ceiling, mean: 0.0, jitter, target, drift: 0.0, seen: 0.0 }
+    /// A loop that keeps `margin` seconds in reserve, expects dips of `least` seconds until it has seen deeper ones, and
+    /// never aims above `ceiling`.
+    pub fn new(margin: f64, least: f64, ceiling: f64, pace: Pace) -> Self {
+        let target = (margin + least).min(ceiling);
+        Self { pace, margin, ceiling, least, mean: 0.0, jitter: least, target, drift: 0.0, seen: 0.0 }
     }
 
     /// Takes a level measured `dt` seconds after the one before; gives the relative rate change to apply.
@@ -52,7 +54,7 @@ impl LevelControl {
         self.seen += dt;
         let weight = dt / (smoothing.min(self.seen) + dt);
         self.mean += weight * (level - self.mean);
-        self.jitter = (self.mean - level).max(self.jitter * (1.0 - dt / MEMORY)).max(0.0);
+        self.jitter = (self.mean - level).max(self.jitter * (1.0 - dt / MEMORY)).max(self.least);
         let wanted = (self.margin + self.jitter).min(self.ceiling);
         self.target += (dt / (smoothing + dt)) * (wanted - self.target);
         let error = self.mean - self.target;
@@ -119,6 +121,15 @@ mod tests {
             assert!((control.drift_ppm() - ppm).abs() < 5.0, "{ppm}: learned {}", control.drift_ppm());
             assert!(low > 0.005 && high < 0.035, "{ppm}: level went from {low} to {high} s");
         }
+    }
+
+    #[test]
+    fn the_set_point_covers_the_dips_that_are_always_expected_however_quiet_the_device() {
+        let mut control = LevelControl::new(0.012, 0.024, 0.08, Pace::HEARD);
+        for _ in 0..45_000 {
+            control.update(0.036, 0.08);
+        }
+        assert!((control.target() - 0.036).abs() < 1e-9, "set point {} s after an hour", control.target());
     }
 
     #[test]

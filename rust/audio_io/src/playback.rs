@@ -19,8 +19,8 @@ const PLAYED_SECONDS: usize = 2;
 const MAX_FRAMES: f64 = 2.0;
 /// Reserve under the deepest dip, in seconds.
 const MARGIN: f64 = 0.012;
-/// How late a frame or a callback may come before anything is known of either, in seconds.
-const FIRST_JITTER: f64 = 0.024;
+/// How late a frame or a callback is always expected to come, in seconds: one block of the speaker, and a little.
+const LEAST_JITTER: f64 = 0.024;
 /// How much more than the set point may wait when playing begins, in seconds.
 const SLACK: f64 = 0.020;
 const FRAME_SECONDS: f64 = FRAME_SIZE as f64 / SAMPLE_RATE as f64;
@@ -83,7 +83,7 @@ pub fn playback_pair(
     let (producer, consumer) = RingBuffer::new((f64::from(rate) * RING_SECONDS) as usize);
     let (played, reference) = RingBuffer::new(rate as usize * PLAYED_SECONDS);
     let meters = Arc::new(PlaybackMeters::default());
-    let control = LevelControl::new(MARGIN, FIRST_JITTER, FRAME_SECONDS, Pace::HEARD);
+    let control = LevelControl::new(MARGIN, LEAST_JITTER, FRAME_SECONDS, Pace::HEARD);
     meters.reserve.set((control.target() * f64::from(rate)) as u64);
     let writer = PlaybackWriter {
         ring: producer,
