@@ -112,8 +112,9 @@ def test_before_any_step_the_pass_gives_the_codecs_own_codes(spoken: Config, tmp
     trainer = SemanticTrainer(in_folder(spoken, tmp_path))
     utterances = read_corpus(spoken.work / "corpus")
     lesson = trainer.lessons["own"][0]
-    coded = encode(trainer.start, trainer.shape, mx.array(lesson.convolved[None].astype(np.float32)))
-    assert np.mean(np.array(coded.codes[0]) == utterances[0].codes[0]) > 0.95
+    for tensors in (trainer.start, {**trainer.fixed, **trainer.free}):
+        coded = encode(tensors, trainer.shape, mx.array(lesson.convolved[None].astype(np.float32)))
+        assert np.mean(np.array(coded.codes[0]) == utterances[0].codes[0]) > 0.95
 
 
 def test_lessons_stand_in_streams_with_something_before_most_of_them(spoken: Config, tmp_path: Path):
@@ -168,10 +169,12 @@ def test_each_fitted_codebook_holds_what_the_ones_before_left():
 
 def test_added_layers_change_nothing_for_the_decoder_and_the_new_context_is_kept(spoken: Config, tmp_path: Path):
     config = in_folder(spoken, tmp_path)
-    training = dataclasses.replace(config.semantic_training, layers=3, context=80)
+    before = Mimi.load(NANO / "codec")
+    layers = before.config.num_layers + 1
+    training = dataclasses.replace(config.semantic_training, layers=layers, context=80)
     SemanticTrainer(dataclasses.replace(config, semantic_training=training)).export(tmp_path / "deeper")
-    before, deeper = Mimi.load(NANO / "codec"), Mimi.load(tmp_path / "deeper")
-    assert (deeper.config.num_layers, deeper.config.context) == (3, 80)
+    deeper = Mimi.load(tmp_path / "deeper")
+    assert (deeper.config.num_layers, deeper.config.context) == (layers, 80)
     codes = mx.random.randint(0, 512, (1, 8, 12), key=mx.random.key(1))
     assert np.abs(np.array(before.decode(codes)) - np.array(deeper.decode(codes))).max() < 1e-4
 

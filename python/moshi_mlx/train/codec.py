@@ -43,6 +43,8 @@ TEACHER = "teacher"
 _OUTPUTS = ("quantizer.rvq_first.output_proj.", "quantizer.rvq_rest.output_proj.")
 _DECODER = ("decoder.", "decoder_transformer.", "upsample.", *_OUTPUTS)
 _CODEBOOK = "._codebook."
+_WARMUP = 50
+"""Steps in which the learning rate rises, at most."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,10 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
             learns = tensor.ndim > 0 and _CODEBOOK not in name and self.learns(name)
             (self.free if learns else self.fixed)[name] = tensor.astype(mx.float32)
         self.processes = Processes()
-        decay = optim.cosine_decay(self.settings.rate, self.settings.steps, self.settings.rate * 0.02)
-        self.optimizer = optim.AdamW(decay, betas=[0.8, 0.99], weight_decay=0.01, bias_correction=True)
+        rate, warmup = self.settings.rate, max(1, min(_WARMUP, self.settings.steps // 10))
+        decay = optim.cosine_decay(rate, max(1, self.settings.steps - warmup), rate * 0.02)
+        schedule = optim.join_schedules([optim.linear_schedule(rate / warmup, rate, warmup), decay], [warmup])
+        self.optimizer = optim.AdamW(schedule, betas=[0.8, 0.99], weight_decay=0.01, bias_correction=True)
         self.step = 0
 
     @abstractmethod

@@ -313,8 +313,10 @@ class _Talk:
                 backchannel = self.mixer.backchannel(rng)
                 if backchannel is not None:
                     first = start + rng.randint(3, length - 6)
-                    end = self._hear(backchannel, first)
-                    self.conversation.minded[first + 1 : end + 3] = True
+                    self._hear(backchannel, first)
+                    # Where Moshi would fall silent if it took this for an interruption.
+                    earliest, latest = config.stop_gap
+                    self.conversation.minded[first + earliest : first + latest + _STOPPING] = True
             self._speak(answer, start, stop)
         return start + length + rng.randint(*config.turn_gap)
 

@@ -1,11 +1,12 @@
 """Teaching the semantic codebook what is said: `python -m moshi_mlx.train codec CONFIG --parts semantic`.
 
 The codec's convolutions stay; their output is kept beside the corpus. The encoder's transformer, the convolution to
-12.5 Hz and the semantic codebook learn from two teachers that see nothing but codewords: the phones spoken, whoever
-speaks them (connectionist temporal classification, Graves et al. 2006), and what was asked, by a small causal
-transformer on top. As with supervised semantic tokens (CosyVoice, Du et al. 2024, section 3.1), a voice never heard
-then gets the codes of the known ones. What the acoustic codebooks get is held near where it was; at the end they are
-fitted to what they now get, most of all of Moshi's voice, the only one that is ever decoded.
+12.5 Hz and the semantic codebook learn from teachers that see nothing but codewords: a small causal transformer tells
+the phones spoken, whoever speaks them (connectionist temporal classification, Graves et al. 2006), and what was asked;
+besides, each codeword by itself tells which phones it stands for. As with supervised semantic tokens (CosyVoice, Du et
+al. 2024, section 3.1), a voice never heard then gets the codes of the known ones. What the acoustic codebooks get is
+held near where it was; at the end they are fitted to what they now get, most of all of Moshi's voice, the only one that
+is ever decoded.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ _POOL = 8
 _UNUSED = 0.02
 """Running mean of the uses a step below which a codeword stands for nothing."""
 _TEACHER_LAYERS = 2
-_LAYER_SCALE = 0.02
-"""What the branches of an added layer count at first."""
+_TEACHER_BRANCHES = 0.5
+"""What the branches of the teachers' layers count at first."""
 _GAPS = ((2, 8), (10, 40))
 """Frames between two lessons of a stream: as between two sentences, or while Moshi speaks."""
 _ROUNDS = 12
@@ -155,8 +156,15 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Heard:
-    """What the teachers make of codewords: logits of phones [B, SLOTS F, 1 + phones] and of questions [B, F, ...]."""
+    """What the teachers make of codewords, as logits.
 
+    Attributes:
+        spoken: of phones, by each codeword alone, [B, SLOTS F, 1 + phones].
+        phones: the same, knowing what came before.
+        asked: of questions, [B, F, 1 + questions].
+    """
+
+    spoken: mx.array
     phones: mx.array
     asked: mx.array
 
@@ -257,19 +265,19 @@ def _draw(*shape: int) -> mx.array:
     return mx.random.normal(shape, scale=shape[-1] ** -0.5)
 
 
-def _layer(name: str, shape: MimiConfig, scale: float) -> Tensors:
-    """Random weights of a transformer's layer whose branches count `scale`."""
+def _layer(name: str, shape: MimiConfig, branches: float) -> Tensors:
+    """Random weights of a transformer's layer whose branches count as much as said."""
     width, inner = shape.dimension, shape.dim_feedforward
     layer = {
         f"{name}.self_attn.in_proj_weight": _draw(3 * width, width),
-        f"{name}.self_attn.out_proj.weight": _draw(width, width),
+        f"{name}.self_attn.out_proj.weight": branches * _draw(width, width),
         f"{name}.linear1.weight": _draw(inner, width),
-        f"{name}.linear2.weight": _draw(width, inner),
+        f"{name}.linear2.weight": branches * _draw(width, inner),
     }
     for k in (1, 2):
         layer[f"{name}.norm{k}.weight"] = mx.ones((width,))
         layer[f"{name}.norm{k}.bias"] = mx.zeros((width,))
-        layer[f"{name}.layer_scale_{k}.scale"] = scale * mx.ones((width,))
+        layer[f"{name}.layer_scale_{k}.scale"] = mx.ones((width,))
     return layer
 
 
@@ -337,19 +345,30 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         """Random weights of what judges the codes; not part of the codec."""
         width = self.shape.dimension
         teachers = {
-            f"{TEACHER}.phones": _draw(SLOTS * (1 + len(self.alphabet)), self.shape.codebook_dim),
+            f"{TEACHER}.spoken": _draw(SLOTS * (1 + len(self.alphabet)), self.shape.codebook_dim),
+            f"{TEACHER}.phones": _draw(SLOTS * (1 + len(self.alphabet)), width),
             f"{TEACHER}.input": _draw(width, self.shape.codebook_dim),
             f"{TEACHER}.asked": _draw(1 + len(self.kinds), width),
             f"{TEACHER}.norm": mx.ones((width,)),
         }
         for i in range(_TEACHER_LAYERS):
-            teachers |= _layer(f"{TEACHER}.transformer.layers.{i}", self.shape, 0.5)
+            teachers |= _layer(f"{TEACHER}.transformer.layers.{i}", self.shape, _TEACHER_BRANCHES)
         return teachers
 
     def _deepen(self, layers: int) -> None:
-        """Add the layers that the codec's transformers lack; the decoder's change nothing before they are trained."""
+        """Add the layers that the codec's transformers lack; they change nothing before they are trained.
+
+        The scales of the encoder's layers, small ones, become part of their weights: there they move faster.
+        """
+        for i in range(self.shape.num_layers):
+            layer = f"encoder_transformer.transformer.layers.{i}"
+            for k, last in enumerate(("self_attn.out_proj", "linear2"), 1):
+                scale = self.free[f"{layer}.layer_scale_{k}.scale"]
+                weight = f"{layer}.{last}.weight"
+                self.free[weight] = self.free[weight] * scale[:, None]
+                self.free[f"{layer}.layer_scale_{k}.scale"] = mx.ones_like(scale)
         for i in range(self.shape.num_layers, layers):
-            self.free |= _layer(f"encoder_transformer.transformer.layers.{i}", self.shape, _LAYER_SCALE)
+            self.free |= _layer(f"encoder_transformer.transformer.layers.{i}", self.shape, 0.0)
             self.fixed |= _layer(f"decoder_transformer.transformer.layers.{i}", self.shape, 0.0)
         self.shape = replace(self.shape, num_layers=max(layers, self.shape.num_layers))
 
@@ -378,8 +397,8 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
             longer = frames
         chosen = np.minimum((np.arange(2 * longer) * (frames / longer)).astype(int), 2 * frames - 1)
         x = lesson.convolved[chosen].astype(np.float32)
-        x += self.spread * draws.normal(0, draws.uniform(0, 0.25), x.shape[1])
-        x += self.spread * draws.normal(0, draws.uniform(0, 0.3), x.shape)
+        x += self.spread * draws.normal(0, draws.uniform(0, 0.15), x.shape[1])
+        x += self.spread * draws.normal(0, draws.uniform(0, 0.2), x.shape)
         latents = lesson.latents[np.minimum((np.arange(longer) * (frames / longer)).astype(int), frames - 1)]
         end = round(lesson.end * longer / frames)
         times = lesson.times * (longer / frames)
@@ -468,8 +487,8 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         """How well the teachers tell what is said from the codewords, and how far all else has moved."""
         draws = np.random.default_rng([self.config.train.seed, self.step, 2])
         plain = mx.array(draws.random(len(batch.asked)) < 0.5)[:, None, None]
-        # Phones at their supposed times show the way; later on, only their order counts.
-        guided = max(0.1, 1 - 3 * self.step / self.settings.steps)
+        # Phones at their supposed times show the way; later on, their order counts more.
+        guided = max(0.3, 1 - 3 * self.step / self.settings.steps)
         coded = picked(encode({**self.fixed, **free}, self.shape, batch.streams), batch.places)
         # As in Mimi's training, half of the examples go on unquantized.
         heard = self._heard(free, mx.where(plain, coded.semantic, coded.words))
@@ -489,7 +508,7 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         own = batch.own[:, None, None] * real
         unlike = ((words - sound) ** 2 * own).sum() / ((sound**2 * own).sum() + 1e-6)
         slots = mx.repeat(batch.real, SLOTS, axis=1) * voiced[:, None]
-        spoken = (cross_entropy(heard.phones, batch.spoken) * slots).sum() / slots.sum()
+        spoken = (cross_entropy(heard.spoken, batch.spoken) * slots).sum() / slots.sum()
         parts = {
             "spoken": spoken,
             "phones": (log_loss * voiced).sum() / voiced.sum(),
@@ -498,22 +517,17 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
             "moved": moved,
             "unlike": unlike,
         }
-        loss = (
-            parts["phones"]
-            + guided * spoken
-            + 0.5 * parts["asked"]
-            + 0.1 * parts["commitment"]
-            + 2 * moved
-            + 0.5 * unlike
-        )
+        loss = parts["phones"] + guided * spoken + parts["asked"] + 0.1 * parts["commitment"] + 2 * moved + 0.5 * unlike
         return loss, coded, parts
 
     def _heard(self, free: Tensors, words: mx.array) -> Heard:
         B, frames, _ = words.shape
-        phones = (words @ free[f"{TEACHER}.phones"].T).reshape(B, SLOTS * frames, -1)
+        spoken = (words @ free[f"{TEACHER}.spoken"].T).reshape(B, SLOTS * frames, -1)
         transformer = Transformer(free, TEACHER, replace(self.shape, num_layers=_TEACHER_LAYERS, context=frames))
         x, _ = transformer(words @ free[f"{TEACHER}.input"].T, transformer.state(B, frames))
-        return Heard(phones, mx.fast.rms_norm(x, free[f"{TEACHER}.norm"], 1e-5) @ free[f"{TEACHER}.asked"].T)
+        x = mx.fast.rms_norm(x, free[f"{TEACHER}.norm"], 1e-5)
+        phones = (x @ free[f"{TEACHER}.phones"].T).reshape(B, SLOTS * frames, -1)
+        return Heard(spoken, phones, x @ free[f"{TEACHER}.asked"].T)
 
     def _as_it_was(self, latents: mx.array) -> tuple[mx.array, mx.array]:
         """What acoustic codebooks and decoder got from these latents before: [B, F, width] and [B, F, dimension]."""
