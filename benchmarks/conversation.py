@@ -194,7 +194,7 @@ class Bench:
         answered: list[bool] = []
         kept: list[bool] = []
         others = self.questions(held_out=False)
-        for n in range(min(40, self.sample or 40)):
+        for n in range(min(80, self.sample or 80)):
             intent = long[n % len(long)]
             talk = self.talk()
             talk.hear(self.say(pick(self.rng.choice(intent.ask), self.rng)))

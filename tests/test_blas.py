@@ -1,5 +1,6 @@
 """MLX's matrix products on the CPU, led to OpenBLAS and to the extension, are still products."""
 
+import os
 import subprocess
 import sys
 
@@ -39,3 +40,30 @@ for m, k, n in [*small, (3000, 700, 1), (1, 700, 3000)]:
 )
 def test_products_are_right_whatever_was_loaded_first(imports: str) -> None:
     subprocess.run([sys.executable, "-c", PRODUCTS.format(imports=imports)], check=True, timeout=60)
+
+
+IDLE = """
+import time
+import moshi_mlx
+import mlx.core as mx
+
+x = mx.random.normal((600, 600))
+mx.eval(x @ x)
+before = time.process_time()
+time.sleep(0.3)
+print(time.process_time() - before)
+"""
+
+
+@pytest.mark.skipif(moshi_mlx.BLAS is None or os.cpu_count() == 1, reason="no threads that could wait")
+def test_threads_sleep_between_steps() -> None:
+    def busy(**more: str) -> float:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_"))}
+        command = [sys.executable, "-c", IDLE]
+        done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True, env=kept | more)
+        return float(done.stdout)
+
+    waiting = busy(OPENBLAS_THREAD_TIMEOUT="28")
+    if waiting < 0.02:
+        pytest.skip("this OpenBLAS has one thread")
+    assert busy() < waiting / 4

@@ -83,6 +83,23 @@ def test_an_interruption_silences_moshi_within_four_frames(parts: tuple[Script, 
     assert marked > 5, "no interruption is marked"
 
 
+def test_where_moshi_falls_silent_late_only_its_silence_is_to_be_learned(
+    parts: tuple[Script, list[Utterance], TextTokenizer],
+):
+    mixer = Mixer(*parts, replace(PLAIN, interruptions=1.0, late_stops=1.0))
+    seen = 0
+    for n in range(60):
+        talk = mixer.draw(random.Random(n))
+        for end in np.flatnonzero(np.diff(talk.wrong.astype(int)) == -1) + 1:
+            first = end - np.argmin(talk.wrong[:end][::-1])
+            assert 1 <= end - first <= 8
+            assert talk.speaking[first - 1]
+            assert talk.speaking[first:end].all()
+            seen += int(talk.stopping[end] and not talk.speaking[end])
+    assert seen > 5, "Moshi never falls silent late"
+    assert not any(talk.wrong.any() for talk in conversations(parts, replace(PLAIN, interruptions=1.0)))
+
+
 def test_pauses_and_mm_hms_are_what_moshi_is_to_mind(parts: tuple[Script, list[Utterance], TextTokenizer]):
     script, utterances, tokenizer = parts
     mixer = Mixer(script, utterances, tokenizer, replace(PLAIN, backchannels=0.7))

@@ -1,7 +1,10 @@
 """Rendering a script to a corpus: deterministic by seed, resumable, with what a microphone adds."""
 
 import dataclasses
+import os
+import random
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +115,26 @@ def test_a_voice_that_is_not_there_is_named():
         Voice.parse("piper:no_such_package").say("hello")
     with pytest.raises(SynthesisError, match=r"pip install|en-US and en-GB"):
         Voice.parse("pico:nowhere").say("hello")
+
+
+def test_rhvoice_gets_the_text_and_says_it_at_the_asked_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    command = tmp_path / "RHVoice-test"
+    command.write_text(f"""#!{sys.executable}
+import math, struct, sys, wave
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+letters = len(sys.stdin.read())
+assert options["-p"] == "alan" and 80 <= int(options["-t"]) <= 120
+samples = letters * 1600 * 100 // int(options["-r"])
+with wave.open(options["-o"], "wb") as file:
+    file.setparams((1, 2, 16000, samples, "NONE", ""))
+    file.writeframes(struct.pack(f"<{{samples}}h", *(int(9000 * math.sin(i)) for i in range(samples))))
+""")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    voice = Voice("rhvoice", "alan", speed=(0.8, 0.8), pitch=(1.0, 1.0))
+    spoken = voice.say("twelve chars", random.Random(0))
+    assert abs(len(spoken) / SAMPLE_RATE - 12 * 0.1 / 0.8) < 0.02
+    assert np.isclose(np.abs(spoken).max(), 0.5, atol=0.02)
 
 
 def test_the_command_reports_a_bad_configuration_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

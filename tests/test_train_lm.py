@@ -61,6 +61,21 @@ def test_the_training_loss_is_that_of_the_teacher_forced_model(corpus: Path, tmp
     assert np.allclose(parts["semantic"].item(), np.array(semantic)[talk.speaking].mean(), rtol=1e-4)
 
 
+def test_what_is_wrong_in_a_conversation_is_not_learned(corpus: Path, tmp_path: Path):
+    trainer = Trainer(work_in(corpus, tmp_path))
+    talk = trainer.mixers["train"].draw(random.Random(1))
+    wrong = talk.speaking & (np.cumsum(talk.speaking) <= 6)
+    talk = dataclasses.replace(talk, wrong=wrong)
+    others = talk.text.copy()
+    others[wrong] = (others[wrong] + 1) % 50
+    batch = make_batch([talk], trainer.lm_config, np.random.default_rng(0), talk.text.size - int(wrong.sum()), 0.5)
+    assert not set(np.flatnonzero(wrong)) & set(np.array(batch.rows).tolist())
+    expected = losses(trainer.model, batch)
+    found = losses(trainer.model, dataclasses.replace(batch, text=mx.array(others[None])))
+    assert np.allclose(found["words"].item(), expected["words"].item(), rtol=1e-5)
+    assert np.allclose(found["padding"].item(), expected["padding"].item(), rtol=1e-5)
+
+
 def test_training_lowers_every_loss_and_yields_a_model_that_loads_and_speaks(corpus: Path, tmp_path: Path):
     trainer = Trainer(work_in(corpus, tmp_path))
     log = quietly(trainer)

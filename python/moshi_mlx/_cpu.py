@@ -1,7 +1,10 @@
 """Prepares the process for MLX's CPU backend: a fast BLAS, and memory that is kept."""
 
 import ctypes
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def accelerate_blas() -> str | None:
@@ -16,8 +19,9 @@ def accelerate_blas() -> str | None:
     if not sys.platform.startswith("linux"):
         return None
     try:
-        # Where MLX comes later and the extension can't be loaded, this alone has MLX use it.
-        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        with _quick_to_sleep():
+            # Where MLX comes later and the extension can't be loaded, this alone has MLX use it.
+            ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
     except OSError:
         return None
     import mlx.core  # noqa: F401  (whose library the extension changes)
@@ -27,6 +31,26 @@ def accelerate_blas() -> str | None:
     except ImportError:  # the system has no sound library
         return "OpenBLAS"
     return "OpenBLAS" if audio_io.accelerate_mlx() else None
+
+
+_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
+
+
+@contextmanager
+def _quick_to_sleep() -> Iterator[None]:
+    """An OpenBLAS that is loaded in here lets its threads sleep as soon as they have nothing to do.
+
+    By default they ask for work for tens of milliseconds, without end between the steps of a conversation: that kept
+    more than a core busy, of which a step of nano needs an eighth.
+    """
+    if _TIMEOUT in os.environ:
+        yield
+        return
+    os.environ[_TIMEOUT] = "4"  # a power of two of the processor's cycles, the least there is
+    try:
+        yield
+    finally:
+        del os.environ[_TIMEOUT]
 
 
 # mallopt's parameters, from glibc's malloc.h.

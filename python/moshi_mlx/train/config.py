@@ -66,6 +66,8 @@ class MixConfig:
         stop_gap: from the start of an interruption to Moshi's silence.
         turn_gap: from the end of an answer to the next question.
         interruptions: share of answers that the user interrupts.
+        late_stops: share of the interruptions in which Moshi falls silent later than it should, which it learns to do
+            nevertheless.
         backchannels: share of answers during which the user says "mm-hm".
         follow_ups: share of turns that refer to the turn before, where one can.
         out_of_domain: share of turns out of domain.
@@ -83,6 +85,7 @@ class MixConfig:
     stop_gap: tuple[int, int] = (3, 4)
     turn_gap: tuple[int, int] = (3, 16)
     interruptions: float = 0.1
+    late_stops: float = 0.0
     backchannels: float = 0.1
     follow_ups: float = 0.5
     out_of_domain: float = 0.08

@@ -35,6 +35,9 @@ _PAUSE = 5
 # Frames after an interruption on whose silence training insists.
 _STOPPING = 3
 
+# How much later than it should Moshi falls silent where it learns to do so late, in frames.
+_LATE = (1, 8)
+
 
 @dataclass
 class Conversation:
@@ -51,6 +54,8 @@ class Conversation:
         stopping: the frames in which Moshi falls silent because the user interrupts, bool [T].
         minded: the frames in which it matters that Moshi goes on as it does, bool [T]: silent in the middle of what the
             user says, speaking through a "mm-hm".
+        wrong: frames that are as they should not be, bool [T]: Moshi still speaks though it should have fallen silent.
+            What follows is to be learned, they themselves are not.
         turns: what was asked and when: (frame of the question's end, intent, expected answer).
         openings: frames in which both are silent and a question follows that needs nothing said before.
     """
@@ -63,6 +68,7 @@ class Conversation:
     speaking: np.ndarray
     stopping: np.ndarray
     minded: np.ndarray
+    wrong: np.ndarray
     turns: list[tuple[int, str, str]]
     openings: list[int]
 
@@ -182,6 +188,7 @@ class Mixer:
                 self._background(rng, frames),
                 np.zeros(frames, np.int32),
                 np.zeros(frames, np.int32),
+                np.zeros(frames, bool),
                 np.zeros(frames, bool),
                 np.zeros(frames, bool),
                 np.zeros(frames, bool),
@@ -305,10 +312,11 @@ class _Talk:
             length = self.mixer.answers[answer].speech_end
             self.last, self.answer = intent, answer
             interrupting = length > 14 and rng.random() < config.interruptions * 1.5
-            stop = None
+            stop, late = None, 0
             if interrupting:
                 position = start + rng.randint(5, length - 4)
                 stop = position + rng.randint(*config.stop_gap)
+                late = rng.randint(*_LATE) if rng.random() < config.late_stops else 0
             elif length > 12 and rng.random() < config.backchannels * 1.5:
                 backchannel = self.mixer.backchannel(rng)
                 if backchannel is not None:
@@ -317,7 +325,7 @@ class _Talk:
                     # Where Moshi would fall silent if it took this for an interruption.
                     earliest, latest = config.stop_gap
                     self.conversation.minded[first + earliest : first + latest + _STOPPING] = True
-            self._speak(answer, start, stop)
+            self._speak(answer, start, stop, late)
         return start + length + rng.randint(*config.turn_gap)
 
     def _hear(self, said: Utterance, position: int) -> int:
@@ -340,11 +348,14 @@ class _Talk:
                 talk.minded[max(0, b - HEARD_LAG - _PAUSE) : max(0, b - HEARD_LAG)] = True
         return shift + said.end_frame
 
-    def _speak(self, answer: str, start: int, stop: int | None) -> None:
-        """Moshi speaks from `start` on (its first sound), until `stop` if interrupted."""
+    def _speak(self, answer: str, start: int, stop: int | None, late: int = 0) -> None:
+        """Moshi speaks from `start` on (its first sound), until `stop` if interrupted, or that many frames too long."""
         talk, spoken = self.conversation, self.mixer.answers[answer]
         begin = start - 1
-        length = spoken.codes.shape[1] if stop is None else min(stop - begin, spoken.codes.shape[1])
+        length = spoken.codes.shape[1] if stop is None else min(stop + late - begin, spoken.codes.shape[1])
+        talk.wrong[max(0, begin) : begin + length] = False
+        if stop is not None:
+            talk.wrong[stop : begin + min(length, spoken.speech_end + 1)] = True
         _put(talk.moshi, spoken.codes[:, :length], begin)
         _put(talk.text[None], spoken.text[None, :length], begin)
         talk.speaking[max(0, begin) : begin + min(length, spoken.speech_end + 1)] = True
@@ -379,6 +390,7 @@ def cut(talk: Conversation, first: int, frames: int) -> Conversation:
         talk.speaking[part],
         talk.stopping[part],
         talk.minded[part],
+        talk.wrong[part],
         [(end - first, intent, answer) for end, intent, answer in talk.turns if first <= end < first + frames],
         [frame - first for frame in talk.openings if first <= frame < first + frames],
     )

@@ -45,6 +45,7 @@ class Batch(_Arrays):
         asked: int32 [B, T], number of the answer called for.
         minded: float32 [B, T], 1 where it matters as much as words what Moshi does: it falls silent because of an
             interruption, waits in a pause, speaks on.
+        learned: float32 [B, T], 0 where what Moshi does is not to be learned.
     """
 
     inputs: mx.array
@@ -56,6 +57,7 @@ class Batch(_Arrays):
     heard: mx.array
     asked: mx.array
     minded: mx.array
+    learned: mx.array
 
 
 def delayed(codes: np.ndarray, config: LMConfig) -> np.ndarray:
@@ -88,19 +90,20 @@ def make_batch(
     asked = np.stack([c.asked for c in conversations])
     stopping = np.stack([c.stopping for c in conversations])
     minded = np.stack([c.minded for c in conversations])
+    wrong = np.stack([c.wrong for c in conversations])
     streams = delayed(codes, config)
     if window is not None and window < codes.shape[2]:
         first = [_opening(c, window, draws) for c in conversations]
-        codes, speaking, heard, asked, stopping, minded = (
+        codes, speaking, heard, asked, stopping, minded, wrong = (
             np.stack([x[..., a : a + window] for x, a in zip(xs, first, strict=True)])
-            for xs in (codes, speaking, heard, asked, stopping, minded)
+            for xs in (codes, speaking, heard, asked, stopping, minded, wrong)
         )
         streams = np.stack([x[:, a : a + window + 1] for x, a in zip(streams, first, strict=True)])
     B, _, T = codes.shape
     flat = streams[:, : 1 + config.dep_q, 1:].swapaxes(1, 2).reshape(B * T, -1)
-    stops = np.flatnonzero((stopping & ~speaking) | (minded & speaking))
+    stops = np.flatnonzero((stopping & ~speaking) | (minded & speaking & ~wrong))
     stops = draws.permutation(stops)[: depth_frames // 4]
-    loud, silent = (np.setdiff1d(np.flatnonzero(x), stops) for x in (speaking, ~speaking))
+    loud, silent = (np.setdiff1d(np.flatnonzero(x), stops) for x in (speaking & ~wrong, ~speaking))
     others = depth_frames - len(stops)
     quiet = min(len(silent), max(round(others * silent_share), others - len(loud)))
     rows = np.concatenate(
@@ -124,6 +127,7 @@ def make_batch(
         heard=mx.array(heard),
         asked=mx.array(asked),
         minded=mx.array((stopping | minded).astype(np.float32)),
+        learned=mx.array((~wrong).astype(np.float32)),
     )
 
 
@@ -152,6 +156,7 @@ class Drill(_Arrays):
     heard: mx.array
     asked: mx.array
     minded: mx.array
+    learned: mx.array
 
 
 def make_drill(questions: Sequence[Conversation], config: LMConfig) -> Drill:
@@ -159,8 +164,9 @@ def make_drill(questions: Sequence[Conversation], config: LMConfig) -> Drill:
     codes = np.stack([c.codes for c in questions])
     heard, asked = np.stack([c.heard for c in questions]), np.stack([c.asked for c in questions])
     minded = np.stack([c.stopping | c.minded for c in questions]).astype(np.float32)
+    learned = np.stack([~c.wrong for c in questions]).astype(np.float32)
     streams = delayed(codes, config)[:, :, :-1]
-    return Drill(mx.array(streams), mx.array(codes[:, 0]), mx.array(heard), mx.array(asked), mx.array(minded))
+    return Drill(*(mx.array(x) for x in (streams, codes[:, 0], heard, asked, minded, learned)))
 
 
 def listening_losses(model: Trainee, batch: Batch | Drill) -> tuple[mx.array, dict[str, mx.array]]:
@@ -171,8 +177,8 @@ def listening_losses(model: Trainee, batch: Batch | Drill) -> tuple[mx.array, di
     calling = (batch.asked > 0).astype(mx.float32)
     some = (batch.heard > 0).astype(mx.float32) * 0.9 + 0.1
     return hidden, {
-        "words": _mean(text, words),
-        "padding": _mean(text, 1 - words),
+        "words": _mean(text, words * batch.learned),
+        "padding": _mean(text, (1 - words) * batch.learned),
         "heard": _mean(cross_entropy(model.heard(hidden), batch.heard), some),
         "asked": _mean(cross_entropy(model.asked(hidden), batch.asked), calling),
     }

@@ -1,7 +1,7 @@
 """Speech synthesizers as voices: text in, 24 kHz float samples out.
 
 Engines: `piper` (package piper-tts with a voice package), `pico` (package ttspico), `flite`, `espeak` (espeak-ng) and
-`festival` (Debian).
+`festival` (Debian), `rhvoice` (its command `RHVoice-test`, which some distributions have).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Voice:
     """A speaker: `engine:name`, and how far each utterance may differ from it.
 
     Attributes:
-        engine: piper, pico, flite, espeak or festival.
+        engine: piper, pico, flite, espeak, festival or rhvoice.
         name: the engine's voice.
         speed: range of speaking rates, 1 is the engine's own.
         pitch: range of pitch shifts by resampling (also changes the formants), 1 is none.
@@ -84,19 +84,19 @@ def trim(sound: np.ndarray, threshold: float = 0.01, margin: int = 240) -> np.nd
     return sound[max(0, loud[0] - margin) : loud[-1] + margin]
 
 
-def _run(command: list[str], what: str) -> None:
+def _run(command: list[str], what: str, text: str = "") -> None:
     try:
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, check=True, capture_output=True, timeout=60, input=text.encode())
     except FileNotFoundError as error:
         raise SynthesisError(f"{what} isn't installed: no command '{command[0]}'.") from error
     except subprocess.SubprocessError as error:
         raise SynthesisError(f"{what} failed: {error}") from error
 
 
-def _through_file(what: str, command: Callable[[str], list[str]]) -> tuple[np.ndarray, int]:
+def _through_file(what: str, command: Callable[[str], list[str]], text: str = "") -> tuple[np.ndarray, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "speech.wav"
-        _run(command(str(path)), what)
+        _run(command(str(path)), what, text)
         with wave.open(str(path)) as file:
             samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
             return samples.astype(np.float32) / 32768, file.getframerate()
@@ -122,6 +122,11 @@ def _festival(name: str, text: str, speed: float, rng: random.Random | None) -> 
     return _through_file(
         "festival", lambda path: ["festival", "-b", *commands, f'(utt.save.wave spoken "{path}" \'riff)']
     )
+
+
+def _rhvoice(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
+    options = ["-p", name, "-r", str(round(100 * speed)), "-t", str(rng.randint(85, 118) if rng else 100)]
+    return _through_file("RHVoice", lambda path: ["RHVoice-test", *options, "-o", path], text)
 
 
 @functools.cache
@@ -186,6 +191,7 @@ _ENGINES: dict[str, Callable[[str, str, float, random.Random | None], tuple[np.n
     "flite": _flite,
     "espeak": _espeak,
     "festival": _festival,
+    "rhvoice": _rhvoice,
 }
 
 
