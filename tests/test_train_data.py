@@ -13,7 +13,7 @@ from train_corpus import NANO, make_corpus
 
 from moshi_mlx.config import FRAME_SIZE, SAMPLE_RATE
 from moshi_mlx.errors import ConfigError
-from moshi_mlx.train.augment import add_noise, gain, noise, power, room
+from moshi_mlx.train.augment import add_noise, gain, microphone, noise, power, room
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import read_shard
 from moshi_mlx.train.data import main, prepare
@@ -99,6 +99,17 @@ def test_a_room_rings_on_after_the_sound():
     wet = room(np.random.default_rng(0), click, 0.4)
     assert np.abs(wet[100 + 4800 : 100 + 7200]).max() > 1e-4
     assert np.abs(wet).max() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_microphone_colours_smoothly_and_keeps_the_level():
+    sound = np.zeros(4800, np.float32)
+    sound[2400] = 0.5
+    coloured = microphone(np.random.default_rng(3), sound)
+    assert np.isclose(np.abs(coloured).max(), 0.5, atol=1e-4)
+    decibels = 20 * np.log10(np.abs(np.fft.rfft(coloured)) + 1e-9)
+    # 5 Hz between two bins: neighbours differ little, far ones do.
+    assert np.abs(np.diff(decibels)).max() < 3
+    assert np.ptp(decibels) > 5
 
 
 def test_trimming_leaves_a_margin_of_ten_milliseconds():

@@ -158,13 +158,17 @@ def test_each_fitted_codebook_holds_what_the_ones_before_left():
     draws = np.random.default_rng(0)
     coarse, fine = 10 * draws.normal(size=(4, 3)), draws.normal(size=(4, 3))
     latents = (coarse[:, None] + fine[None]).reshape(-1, 3).repeat(8, 0).astype(np.float32)
-    books = fit_codebooks(latents, np.ones(len(latents)), 6, 4, draws)
+    # Half of what they start as is far from all: nothing is nearest to it.
+    start = [np.concatenate([coarse[:2], 1e3 + fine[:2]])] + [np.concatenate([fine[:2], 1e3 + fine[:2]])] * 5
+    books = fit_codebooks(latents, np.ones(len(latents)), start, draws)
     errors, remains = [], latents
     for book in books:
         remains = remains - book[((remains[:, None] - book[None]) ** 2).sum(-1).argmin(1)]
         errors.append(float((remains**2).sum()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-2 * float(((latents - latents.mean(0)) ** 2).sum())
+    again = fit_codebooks(latents, np.ones(len(latents)), books, draws)
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(again[:2], books[:2], strict=True)), "entries moved"
 
 
 def test_added_layers_change_nothing_for_the_decoder_and_the_new_context_is_kept(spoken: Config, tmp_path: Path):

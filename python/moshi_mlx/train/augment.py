@@ -1,4 +1,4 @@
-"""What a microphone adds to a voice: level, noise, a room, an echo of the loudspeaker."""
+"""What a microphone adds to a voice: level, colour, noise, a room, an echo of the loudspeaker."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ def room(rng: np.random.Generator, sound: np.ndarray, seconds: float) -> np.ndar
     size = len(sound) + len(response)
     wet = np.fft.irfft(np.fft.rfft(sound, size) * np.fft.rfft(response, size), size)[: len(sound)]
     return np.asarray(wet * (np.abs(sound).max() / max(float(np.abs(wet).max()), 1e-6)), dtype=np.float32)
+
+
+def microphone(rng: np.random.Generator, sound: np.ndarray, spread_db: float = 4.0) -> np.ndarray:
+    """Colour `sound` as some microphone would: a smooth random curve over frequency; the peak stays what it was."""
+    knots = np.array([60.0, 200.0, 600.0, 1500.0, 3500.0, 8000.0, SAMPLE_RATE / 2])
+    frequencies = np.maximum(np.fft.rfftfreq(len(sound), 1 / SAMPLE_RATE), knots[0])
+    curve = np.interp(np.log(frequencies), np.log(knots), rng.normal(0, spread_db, len(knots)))
+    coloured = np.fft.irfft(np.fft.rfft(sound) * 10 ** (curve / 20), len(sound))
+    return np.asarray(coloured * (np.abs(sound).max() / max(float(np.abs(coloured).max()), 1e-6)), dtype=np.float32)
 
 
 def gain(sound: np.ndarray, db: float) -> np.ndarray:

@@ -29,6 +29,7 @@ class DataConfig:
         pauses: share of the renderings with a pause inside.
         noisy: share of the renderings with noise.
         rooms: share of the renderings in a room.
+        microphones: share of the renderings through a microphone with a colour of its own.
         backgrounds: stretches of silence and noise, 20 s each.
         judge: package with faster-whisper weights for word times; none estimates them from the letters.
         text_card: size of the text vocabulary.
@@ -47,6 +48,7 @@ class DataConfig:
     pauses: float = 0.12
     noisy: float = 0.35
     rooms: float = 0.2
+    microphones: float = 0.0
     backgrounds: int = 40
     judge: str | None = None
     text_card: int = 1024

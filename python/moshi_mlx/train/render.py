@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
-from .augment import add_noise, gain, noise, room
+from .augment import add_noise, gain, microphone, noise, room
 from .config import DataConfig
 from .corpus import Features, Utterance
 from .script import OUT_OF_DOMAIN, Script, normalize, pick
@@ -171,10 +171,12 @@ def _frames(pcm: np.ndarray, tail: int) -> np.ndarray:
 
 
 def _disturb(pcm: np.ndarray, draws: np.random.Generator, config: DataConfig) -> np.ndarray:
+    if config.microphones and draws.random() < config.microphones:
+        pcm = microphone(draws, pcm)
     if draws.random() < config.rooms:
         pcm = room(draws, pcm, draws.uniform(0.15, 0.7))
     if draws.random() < config.noisy:
-        pcm = add_noise(pcm, noise(draws, len(pcm), draws.uniform(0, 2)), draws.uniform(6, 28))
+        pcm = add_noise(pcm, noise(draws, len(pcm), draws.uniform(0, 2)), draws.uniform(5, 25))
     elif draws.random() < 0.5:
         pcm = pcm + np.float32(10 ** draws.uniform(-4.5, -3)) * noise(draws, len(pcm), 1.0)
     return gain(pcm, draws.uniform(-11, 7))

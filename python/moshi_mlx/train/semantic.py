@@ -196,30 +196,31 @@ def picked(coded: Encoding, places: mx.array) -> Encoding:
 
 
 def fit_codebooks(
-    latents: np.ndarray, weights: np.ndarray, books: int, bins: int, draws: np.random.Generator
+    latents: np.ndarray, weights: np.ndarray, books: Sequence[np.ndarray], draws: np.random.Generator
 ) -> list[np.ndarray]:
     """Codebooks of which each holds what the ones before it left, by k-means.
 
     Args:
-        latents: float32 [N, width], N at least `bins`.
+        latents: float32 [N, width].
         weights: how much each counts, [N].
-        books: how many.
-        bins: entries of each.
-        draws: which latents the entries start as.
+        books: what the codebooks start as, float32 [bins, width] each: entries go on to mean about what they did.
+        draws: which latents take the places of entries that none is nearest to.
 
     Returns:
         Of each the entries, float32 [bins, width].
     """
     rest, fitted = latents.astype(np.float32), []
-    for _ in range(books):
-        book = rest[draws.choice(len(rest), bins, replace=False, p=weights / weights.sum())]
-        for _ in range(_ROUNDS):
+    for before in books:
+        book = before.astype(np.float32)
+        for turn in range(_ROUNDS):
             codes = _nearest(rest, book)
-            counts = np.bincount(codes, weights, minlength=bins)
+            counts = np.bincount(codes, weights, minlength=len(book))
             sums = np.zeros_like(book)
             np.add.at(sums, codes, rest * weights[:, None].astype(np.float32))
             used = counts > 0
             book[used] = sums[used] / counts[used, None].astype(np.float32)
+            if turn < _ROUNDS // 2:
+                book[~used] = rest[draws.choice(len(rest), int((~used).sum()), p=weights / weights.sum())]
         rest = rest - book[_nearest(rest, book)]
         fitted.append(book)
     return fitted
@@ -562,10 +563,11 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
             kinds = [self._rest(self.lessons["own"], draws), self._rest(others, draws)]
             weights = [np.full(len(x), part / len(x)) for x, part in zip(kinds, (share, 1 - share), strict=True)]
             latents = np.concatenate(kinds)
-            count, bins = self.shape.n_q - 1, min(self.shape.bins, len(latents))
-            for k, book in enumerate(fit_codebooks(latents, np.concatenate(weights), count, bins, draws)):
+            known = {**self.fixed, **self.free}
+            before = [np.array(codebook(known, "rvq_rest", k)) for k in range(self.shape.n_q - 1)]
+            for k, book in enumerate(fit_codebooks(latents, np.concatenate(weights), before, draws)):
                 name = f"{_REST}.vq.layers.{k}._codebook"
-                self.fixed[f"{name}.embedding_sum"] = mx.array(np.resize(book, (self.shape.bins, book.shape[1])))
+                self.fixed[f"{name}.embedding_sum"] = mx.array(book)
                 self.fixed[f"{name}.cluster_usage"] = mx.ones((self.shape.bins,))
         super().export(folder)
 
