@@ -266,7 +266,8 @@ def test_a_minutes_talk_is_continuous_and_in_time(devices: Devices, question: Pa
     assert longest_silence(while_talking) < 0.005
     offsets = []
     for second in range(1, 59, 6):
-        at, alike = find(moshi[second * RATE : (second + 1) * RATE], sound)
+        # Short pieces: over a whole second, speaker and record drift apart by parts of a sample.
+        at, alike = find(moshi[second * RATE : second * RATE + RATE // 4], sound)
         assert alike > 0.9, f"second {second} is found with a likeness of {alike}"
         offsets.append(at / RATE - second)
     assert np.ptp(offsets) < 0.04, f"speaker against record, in seconds: {offsets}"

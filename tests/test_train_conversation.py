@@ -100,6 +100,35 @@ def test_where_moshi_falls_silent_late_only_its_silence_is_to_be_learned(
     assert not any(talk.wrong.any() for talk in conversations(parts, replace(PLAIN, interruptions=1.0)))
 
 
+def test_what_moshi_slips_into_is_to_be_learned_from_where_nothing_else_can_follow(
+    parts: tuple[Script, list[Utterance], TextTokenizer],
+):
+    tokenizer = parts[2]
+    mix = replace(PLAIN, slips=1.0)
+    mixer = Mixer(*parts, mix)
+    spelled = [a.text[a.tokens].tolist() for a in mixer.answers.values()]
+    slipped = 0
+    for talk in conversations(parts, mix):
+        for (end, _, right), following in zip(talk.turns, [*[t[0] for t in talk.turns[1:]], 250], strict=True):
+            frames = np.arange(min(end, 250), min(following, 250))
+            frames = frames[(talk.text[frames] != PADDING) & (talk.text[frames] != END_OF_PADDING)]
+            said = "".join(tokenizer.piece(int(t)) for t in talk.text[frames]).strip()
+            if said not in mixer.answers:
+                continue  # cut off by the end
+            assert said != right
+            learned = ~talk.wrong[frames]
+            begun = [talk.text[frames[:n]].tolist() for n in range(len(frames))]
+            possible = [sum(tokens[: len(b)] == b for tokens in spelled) for b in begun]
+            assert not learned[0]
+            assert learned.sum() == 0 or learned[np.argmax(learned) :].all()
+            assert all(n == 1 for n, yes in zip(possible, learned, strict=True) if yes)
+            assert talk.asked[end] == mixer.numbers[right], "what is called for is no longer asked for"
+            slipped += int(learned.any())
+    assert slipped > 20
+    untouched = Mixer(*parts, mix, split="known")
+    assert not any(untouched.draw(random.Random(n)).wrong.any() for n in range(20)), "what is measured has slips"
+
+
 def test_pauses_and_mm_hms_are_what_moshi_is_to_mind(parts: tuple[Script, list[Utterance], TextTokenizer]):
     script, utterances, tokenizer = parts
     mixer = Mixer(script, utterances, tokenizer, replace(PLAIN, backchannels=0.7))

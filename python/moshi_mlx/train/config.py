@@ -70,6 +70,8 @@ class MixConfig:
         interruptions: share of answers that the user interrupts.
         late_stops: share of the interruptions in which Moshi falls silent later than it should, which it learns to do
             nevertheless.
+        slips: share of answers in whose place Moshi gives some other one. How it came to that is not to be learned, but
+            that it then says what it has begun, and no more.
         backchannels: share of answers during which the user says "mm-hm".
         follow_ups: share of turns that refer to the turn before, where one can.
         out_of_domain: share of turns out of domain.
@@ -88,6 +90,7 @@ class MixConfig:
     turn_gap: tuple[int, int] = (3, 16)
     interruptions: float = 0.1
     late_stops: float = 0.0
+    slips: float = 0.0
     backchannels: float = 0.1
     follow_ups: float = 0.5
     out_of_domain: float = 0.08

@@ -7,8 +7,8 @@ between, a reference to the turn before, or silence.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,8 +54,8 @@ class Conversation:
         stopping: the frames in which Moshi falls silent because the user interrupts, bool [T].
         minded: the frames in which it matters that Moshi goes on as it does, bool [T]: silent in the middle of what the
             user says, speaking through a "mm-hm".
-        wrong: frames that are as they should not be, bool [T]: Moshi still speaks though it should have fallen silent.
-            What follows is to be learned, they themselves are not.
+        wrong: frames that are as they should not be, bool [T]: Moshi still speaks though it should have fallen silent,
+            or begins an answer to something else. What follows is to be learned, they themselves are not.
         turns: what was asked and when: (frame of the question's end, intent, expected answer).
         openings: frames in which both are silent and a question follows that needs nothing said before.
     """
@@ -86,6 +86,11 @@ class Answer:
         self.codes = utterance.codes[:, first:].astype(np.int32)
         self.text = place_words(utterance, tokenizer, self.codes.shape[1], first)
         self.speech_end = utterance.end_frame - first
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The frames that hold a word's token, int64 [n]."""
+        return np.flatnonzero((self.text != PADDING) & (self.text != END_OF_PADDING))
 
 
 def place_words(utterance: Utterance, tokenizer: TextTokenizer, frames: int, first: int) -> np.ndarray:
@@ -138,6 +143,7 @@ class Mixer:
         self.neighbours = neighbours
         self.answers = {u.text: Answer(u, tokenizer) for u in utterances if u.group == "answers"}
         self.numbers = {text: number for number, text in enumerate(self.answers, 1)}
+        self._known_from = _known_from(self.answers)
         self.vocabulary = heard_vocabulary(script)
         self._said: dict[tuple[str, str], list[Utterance]] = defaultdict(list)
         for u in utterances:
@@ -254,6 +260,16 @@ class Mixer:
         assert said is not None
         return said, intent, rng.choice(intent.answers)
 
+    def slip(self, rng: random.Random, answer: str) -> tuple[str, tuple[int, int] | None]:
+        """What Moshi says where `answer` is called for, and if that is another one, the frames of it that are wrong.
+
+        Those are its first words, up to where they leave no other answer.
+        """
+        if self.split != "train" or rng.random() >= self.config.slips:
+            return answer, None
+        other = rng.choice([text for text in self.answers if text != answer])
+        return other, (int(self.answers[other].tokens[0]), self._known_from[other])
+
     def backchannel(self, rng: random.Random) -> Utterance | None:
         """A "mm-hm"."""
         return rng.choice(self._backchannels) if self._backchannels else None
@@ -309,8 +325,9 @@ class _Talk:
             self.conversation.turns.append((end, intent.name, answer))
             start = end + rng.randint(*config.answer_gap)
             self.conversation.asked[end : start + 1] = self.mixer.numbers[answer]
+            answer, slip = self.mixer.slip(rng, answer)
             length = self.mixer.answers[answer].speech_end
-            self.last, self.answer = intent, answer
+            self.last, self.answer = (intent, answer) if slip is None else (None, None)
             interrupting = length > 14 and rng.random() < config.interruptions * 1.5
             stop, late = None, 0
             if interrupting:
@@ -325,7 +342,7 @@ class _Talk:
                     # Where Moshi would fall silent if it took this for an interruption.
                     earliest, latest = config.stop_gap
                     self.conversation.minded[first + earliest : first + latest + _STOPPING] = True
-            self._speak(answer, start, stop, late)
+            self._speak(answer, start, stop, late, slip)
         return start + length + rng.randint(*config.turn_gap)
 
     def _hear(self, said: Utterance, position: int) -> int:
@@ -348,12 +365,19 @@ class _Talk:
                 talk.minded[max(0, b - HEARD_LAG - _PAUSE) : max(0, b - HEARD_LAG)] = True
         return shift + said.end_frame
 
-    def _speak(self, answer: str, start: int, stop: int | None, late: int = 0) -> None:
-        """Moshi speaks from `start` on (its first sound), until `stop` if interrupted, or that many frames too long."""
+    def _speak(
+        self, answer: str, start: int, stop: int | None, late: int = 0, slip: tuple[int, int] | None = None
+    ) -> None:
+        """Moshi speaks from `start` on (its first sound), until `stop` if interrupted, or that many frames too long.
+
+        `slip` are the answer's frames that are wrong.
+        """
         talk, spoken = self.conversation, self.mixer.answers[answer]
         begin = start - 1
         length = spoken.codes.shape[1] if stop is None else min(stop + late - begin, spoken.codes.shape[1])
         talk.wrong[max(0, begin) : begin + length] = False
+        if slip is not None:
+            talk.wrong[max(0, begin + slip[0]) : max(0, begin + min(slip[1], length))] = True
         if stop is not None:
             talk.wrong[stop : begin + min(length, spoken.speech_end + 1)] = True
         _put(talk.moshi, spoken.codes[:, :length], begin)
@@ -369,6 +393,17 @@ class _Talk:
             quiet = talk.heard[max(0, begin) : begin + codes.shape[1]] == 0
             target = talk.user[:, max(0, begin) : begin + codes.shape[1]]
             target[:, quiet] = codes[:, : target.shape[1]][:, quiet]
+
+
+def _known_from(answers: Mapping[str, Answer]) -> dict[str, int]:
+    """The frame of every answer from which on its words so far begin no other answer; its end if there is none."""
+    spelled = {text: answer.text[answer.tokens].tolist() for text, answer in answers.items()}
+    starts = Counter(tuple(tokens[:n]) for tokens in spelled.values() for n in range(len(tokens) + 1))
+    result = {}
+    for text, tokens in spelled.items():
+        alone = [n for n in range(1, len(tokens)) if starts[tuple(tokens[:n])] == 1]
+        result[text] = int(answers[text].tokens[alone[0]]) if alone else answers[text].speech_end
+    return result
 
 
 def _put(stream: np.ndarray, codes: np.ndarray, begin: int) -> None:
