@@ -15,14 +15,13 @@ import numpy as np
 
 from ..config import FRAME_RATE
 from ..lm.model import ZERO_TOKEN
-from ..text import TextTokenizer
+from ..text import PADDING_TOKENS, TextTokenizer
 from .config import MixConfig
 from .corpus import Utterance
 from .render import ANSWER_LEAD
 from .script import OUT_OF_DOMAIN, Intent, Script
 
-PADDING = 3
-END_OF_PADDING = 0
+END_OF_PADDING, PADDING = PADDING_TOKENS
 
 # A heard word is asked for this many frames after it began: what is being said must be heard before it is known.
 HEARD_LAG = 3
@@ -90,7 +89,12 @@ class Answer:
     @property
     def tokens(self) -> np.ndarray:
         """The frames that hold a word's token, int64 [n]."""
-        return np.flatnonzero((self.text != PADDING) & (self.text != END_OF_PADDING))
+        return np.flatnonzero(is_word(self.text))
+
+
+def is_word(text: np.ndarray) -> np.ndarray:
+    """Where a text stream holds words' tokens, bool of its shape."""
+    return np.isin(text, PADDING_TOKENS, invert=True)
 
 
 def place_words(utterance: Utterance, tokenizer: TextTokenizer, frames: int, first: int) -> np.ndarray:
@@ -143,7 +147,7 @@ class Mixer:
         self.neighbours = neighbours
         self.answers = {u.text: Answer(u, tokenizer) for u in utterances if u.group == "answers"}
         self.numbers = {text: number for number, text in enumerate(self.answers, 1)}
-        self._known_from = _known_from(self.answers)
+        self.known_from = known_from(self.answers)
         self.vocabulary = heard_vocabulary(script)
         self._said: dict[tuple[str, str], list[Utterance]] = defaultdict(list)
         for u in utterances:
@@ -260,15 +264,11 @@ class Mixer:
         assert said is not None
         return said, intent, rng.choice(intent.answers)
 
-    def slip(self, rng: random.Random, answer: str) -> tuple[str, tuple[int, int] | None]:
-        """What Moshi says where `answer` is called for, and if that is another one, the frames of it that are wrong.
-
-        Those are its first words, up to where they leave no other answer.
-        """
+    def slip(self, rng: random.Random, answer: str) -> str:
+        """What Moshi says where `answer` is called for: that, or now and then, in training, another one."""
         if self.split != "train" or rng.random() >= self.config.slips:
-            return answer, None
-        other = rng.choice([text for text in self.answers if text != answer])
-        return other, (int(self.answers[other].tokens[0]), self._known_from[other])
+            return answer
+        return rng.choice([text for text in self.answers if text != answer])
 
     def backchannel(self, rng: random.Random) -> Utterance | None:
         """A "mm-hm"."""
@@ -325,9 +325,10 @@ class _Talk:
             self.conversation.turns.append((end, intent.name, answer))
             start = end + rng.randint(*config.answer_gap)
             self.conversation.asked[end : start + 1] = self.mixer.numbers[answer]
-            answer, slip = self.mixer.slip(rng, answer)
-            length = self.mixer.answers[answer].speech_end
-            self.last, self.answer = (intent, answer) if slip is None else (None, None)
+            given = self.mixer.slip(rng, answer)
+            slipped = given != answer
+            length = self.mixer.answers[given].speech_end
+            self.last, self.answer = (None, None) if slipped else (intent, answer)
             interrupting = length > 14 and rng.random() < config.interruptions * 1.5
             stop, late = None, 0
             if interrupting:
@@ -342,7 +343,7 @@ class _Talk:
                     # Where Moshi would fall silent if it took this for an interruption.
                     earliest, latest = config.stop_gap
                     self.conversation.minded[first + earliest : first + latest + _STOPPING] = True
-            self._speak(answer, start, stop, late, slip)
+            self._speak(given, start, stop, late, slipped)
         return start + length + rng.randint(*config.turn_gap)
 
     def _hear(self, said: Utterance, position: int) -> int:
@@ -365,19 +366,18 @@ class _Talk:
                 talk.minded[max(0, b - HEARD_LAG - _PAUSE) : max(0, b - HEARD_LAG)] = True
         return shift + said.end_frame
 
-    def _speak(
-        self, answer: str, start: int, stop: int | None, late: int = 0, slip: tuple[int, int] | None = None
-    ) -> None:
+    def _speak(self, answer: str, start: int, stop: int | None, late: int = 0, slipped: bool = False) -> None:
         """Moshi speaks from `start` on (its first sound), until `stop` if interrupted, or that many frames too long.
 
-        `slip` are the answer's frames that are wrong.
+        Where it `slipped` into this answer, the words are wrong up to where they leave no other answer.
         """
         talk, spoken = self.conversation, self.mixer.answers[answer]
         begin = start - 1
         length = spoken.codes.shape[1] if stop is None else min(stop + late - begin, spoken.codes.shape[1])
         talk.wrong[max(0, begin) : begin + length] = False
-        if slip is not None:
-            talk.wrong[max(0, begin + slip[0]) : max(0, begin + min(slip[1], length))] = True
+        if slipped:
+            known = begin + min(self.mixer.known_from[answer], length)
+            talk.wrong[max(0, begin + int(spoken.tokens[0])) : max(0, known)] = True
         if stop is not None:
             talk.wrong[stop : begin + min(length, spoken.speech_end + 1)] = True
         _put(talk.moshi, spoken.codes[:, :length], begin)
@@ -395,7 +395,7 @@ class _Talk:
             target[:, quiet] = codes[:, : target.shape[1]][:, quiet]
 
 
-def _known_from(answers: Mapping[str, Answer]) -> dict[str, int]:
+def known_from(answers: Mapping[str, Answer]) -> dict[str, int]:
     """The frame of every answer from which on its words so far begin no other answer; its end if there is none."""
     spelled = {text: answer.text[answer.tokens].tolist() for text, answer in answers.items()}
     starts = Counter(tuple(tokens[:n]) for tokens in spelled.values() for n in range(len(tokens) + 1))

@@ -17,7 +17,7 @@ import numpy as np
 from ..config import LMConfig
 from ..fast_math import cross_entropy
 from ..lm import LMModel
-from .conversation import END_OF_PADDING, PADDING, Conversation
+from .conversation import END_OF_PADDING, PADDING, Conversation, is_word
 
 DEFAULT_WEIGHTS = {
     "text": 2.0, "text_padding": 0.3, "semantic": 10.0, "acoustic": 1.0, "silence": 0.3, "heard": 0.5, "asked": 0.5,
@@ -247,12 +247,12 @@ def score(model: LMModel, conversations: Sequence[Conversation]) -> Score:
         _, logits = model.forward_text(mx.array(inputs))
         found = np.array(logits[0])
         text = conversation.text
-        is_word = (text != PADDING) & (text != END_OF_PADDING)
-        likeliest = np.where(is_word, _without_padding(found).argmax(-1), -1)
-        right += int((likeliest == text)[is_word].sum())
-        all_words += int(is_word.sum())
+        word = is_word(text)
+        likeliest = np.where(word, _without_padding(found).argmax(-1), -1)
+        right += int((likeliest == text)[word].sum())
+        all_words += int(word.sum())
         for end, _, _ in conversation.turns:
-            following = np.flatnonzero(is_word[end : end + 12])
+            following = np.flatnonzero(word[end : end + 12])
             if not len(following):
                 continue
             frame = end + following[0]
