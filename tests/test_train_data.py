@@ -13,7 +13,7 @@ from train_corpus import NANO, make_corpus
 
 from moshi_mlx.config import FRAME_SIZE, SAMPLE_RATE
 from moshi_mlx.errors import ConfigError
-from moshi_mlx.train.augment import add_noise, gain, microphone, noise, power, room
+from moshi_mlx.train.augment import add_noise, gain, microphone, noise, power, room, throat
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import read_shard
 from moshi_mlx.train.data import main, prepare
@@ -110,6 +110,30 @@ def test_a_microphone_colours_smoothly_and_keeps_the_level():
     # 5 Hz between two bins: neighbours differ little, far ones do.
     assert np.abs(np.diff(decibels)).max() < 3
     assert np.ptp(decibels) > 5
+
+
+def test_a_throat_moves_formants_and_keeps_pitch_timing_and_level():
+    # A buzz of 125 Hz through a resonance at 1500 Hz, then silence.
+    time = np.arange(round(0.8 * SAMPLE_RATE)) / SAMPLE_RATE
+    harmonics = 125 * np.arange(1, 90)
+    weights = 1 / (1 + ((harmonics - 1500) / 200) ** 2)
+    sound = (weights[:, None] * np.sin(2 * np.pi * harmonics[:, None] * time)).sum(0)
+    sound = np.pad(0.1 * sound, (0, SAMPLE_RATE // 4)).astype(np.float32)
+    assert np.allclose(throat(sound, 1.0), sound, atol=1e-5)
+
+    def middle(x: np.ndarray) -> float:
+        power = np.abs(np.fft.rfft(x)) ** 2
+        return float((power * np.fft.rfftfreq(len(x), 1 / SAMPLE_RATE)).sum() / power.sum())
+
+    for factor in (0.85, 1.2):
+        other = throat(sound, factor)
+        assert other.dtype == np.float32
+        assert len(other) == len(sound)
+        assert np.isclose(np.abs(other).max(), np.abs(sound).max(), rtol=1e-4)
+        assert abs(middle(other) / middle(sound) / factor - 1) < 0.08, "formants move"
+        power = np.abs(np.fft.rfft(other[: len(time)])) ** 2
+        assert power[::100].sum() > 0.9 * power.sum(), "harmonics stay, each the hundredth bin"
+        assert np.abs(other[-SAMPLE_RATE // 8 :]).max() < 1e-3, "silence stays silent"
 
 
 def test_trimming_leaves_a_margin_of_ten_milliseconds():

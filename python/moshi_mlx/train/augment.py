@@ -6,6 +6,11 @@ import numpy as np
 
 from ..config import SAMPLE_RATE
 
+_WINDOW, _HOP = 1024, 256
+"""Of the spectra in which a throat is changed, in samples."""
+_ENVELOPE = 44
+"""Samples of the cepstrum that are a throat's; pitch is beyond."""
+
 
 def noise(rng: np.random.Generator, samples: int, colour: float) -> np.ndarray:
     """Noise of unit power whose spectrum falls as 1 / f**colour: 0 white, 1 pink, 2 brown."""
@@ -44,6 +49,29 @@ def microphone(rng: np.random.Generator, sound: np.ndarray, spread_db: float = 4
     curve = np.interp(np.log(frequencies), np.log(knots), rng.normal(0, spread_db, len(knots)))
     coloured = np.fft.irfft(np.fft.rfft(sound) * 10 ** (curve / 20), len(sound))
     return np.asarray(coloured * (np.abs(sound).max() / max(float(np.abs(coloured).max()), 1e-6)), dtype=np.float32)
+
+
+def throat(sound: np.ndarray, factor: float) -> np.ndarray:
+    """`sound` as a longer (`factor` below 1) or shorter throat would have it: formants moved, pitch and timing kept.
+
+    The spectral envelope of each moment, the smooth part of its cepstrum, is stretched over frequency; the peak stays.
+    """
+    window = np.sin(np.pi * (np.arange(_WINDOW) + 0.5) / _WINDOW)
+    padded = np.pad(sound, (_WINDOW, 2 * _WINDOW))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP] * window
+    spectra = np.fft.rfft(frames)
+    cepstra = np.fft.irfft(np.log(np.abs(spectra) + 1e-5))
+    cepstra[:, _ENVELOPE : _WINDOW - _ENVELOPE + 1] = 0
+    envelope = np.fft.rfft(cepstra).real
+    places = np.minimum(np.arange(envelope.shape[1]) / factor, envelope.shape[1] - 1)
+    low = np.minimum(places.astype(int), envelope.shape[1] - 2)
+    moved = envelope[:, low] + (envelope[:, low + 1] - envelope[:, low]) * (places - low)
+    shaped = np.fft.irfft(spectra * np.exp(np.clip(moved - envelope, -3, 3))) * window
+    result = np.zeros((len(frames) + _WINDOW // _HOP, _HOP))
+    for i in range(_WINDOW // _HOP):
+        result[i : i + len(frames)] += shaped[:, i * _HOP : (i + 1) * _HOP]
+    other = result.reshape(-1)[_WINDOW : _WINDOW + len(sound)]
+    return np.asarray(other * (np.abs(sound).max() / max(float(np.abs(other).max()), 1e-6)), dtype=np.float32)
 
 
 def gain(sound: np.ndarray, db: float) -> np.ndarray:

@@ -33,6 +33,7 @@ class Utterance:
         start: when speech starts, in seconds from the first frame.
         end: when it ends.
         words: each word's start in seconds.
+        convolved: what the codec's convolutions made of it, [2 F, C], where that is needed.
     """
 
     codes: np.ndarray
@@ -44,6 +45,7 @@ class Utterance:
     start: float
     end: float
     words: tuple[tuple[str, float], ...]
+    convolved: np.ndarray | None = None
 
     @property
     def first_frame(self) -> int:
@@ -63,7 +65,7 @@ def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
         StorageError: disk full, no permission.
     """
     utterances = list(utterances)
-    about = [{k: v for k, v in asdict(u).items() if k != "codes"} for u in utterances]
+    about = [{k: v for k, v in asdict(u).items() if k not in ("codes", "convolved")} for u in utterances]
     content = io.BytesIO()
     np.savez_compressed(
         content,
@@ -90,8 +92,19 @@ def read_corpus(folder: Path) -> list[Utterance]:
     return [u for path in sorted(folder.glob("*.npz")) for u in read_shard(path)]
 
 
-Features = tuple[np.ndarray, np.ndarray]
-"""Of one utterance: what the codec's convolutions [2 F, C] and its encoder [F, C] made of it."""
+@dataclass(frozen=True)
+class Features:
+    """What a codec made of one utterance on the way to its codes.
+
+    Attributes:
+        convolved: its convolutions' output, [2 F, C].
+        latents: its encoder's, [F, C].
+        plain: its convolutions' output for the same before anything disturbed it, [2 F, C].
+    """
+
+    convolved: np.ndarray
+    latents: np.ndarray
+    plain: np.ndarray
 
 
 def convolutions_of(codec: Path) -> str:
@@ -119,13 +132,14 @@ def write_features(path: Path, features: Iterable[Features], convolutions: str) 
     Raises:
         StorageError: disk full, no permission.
     """
-    convolved, latents = zip(*features, strict=True)
+    features = list(features)
     content = io.BytesIO()
     np.savez(
         content,
-        convolved=np.concatenate(convolved).astype(np.float16),
-        latents=np.concatenate(latents).astype(np.float16),
-        lengths=np.array([len(x) for x in latents]),
+        convolved=np.concatenate([x.convolved for x in features]).astype(np.float16),
+        latents=np.concatenate([x.latents for x in features]).astype(np.float16),
+        plain=np.concatenate([x.plain for x in features]).astype(np.float16),
+        lengths=np.array([len(x.latents) for x in features]),
         convolutions=np.array(convolutions),
     )
     with ResultFile(path) as file:
@@ -136,14 +150,20 @@ def read_features(path: Path, convolutions: str) -> list[Features]:
     """The features of a shard's utterances, in their order.
 
     Raises:
-        ConfigError: they were other convolutions.
+        ConfigError: they were other convolutions, or the file is of an older version.
     """
     with np.load(path) as file:
-        convolved, latents, ends = file["convolved"], file["latents"], np.cumsum(file["lengths"])
+        if "plain" not in file:
+            raise ConfigError(f"{path} is of an older version, without the undisturbed sounds: render the corpus anew.")
+        convolved, latents, plain = file["convolved"], file["latents"], file["plain"]
+        ends = np.cumsum(file["lengths"])
         if str(file["convolutions"]) != convolutions:
             raise ConfigError(f"{path} was made with a codec of other convolutions: render the corpus with this one.")
     starts = ends - np.diff(ends, prepend=0)
-    return [(convolved[2 * a : 2 * b], latents[a:b]) for a, b in zip(starts, ends, strict=True)]
+    return [
+        Features(convolved[2 * a : 2 * b], latents[a:b], plain[2 * a : 2 * b])
+        for a, b in zip(starts, ends, strict=True)
+    ]
 
 
 def shards_with_features(work: Path) -> list[tuple[Path, Path]]:
