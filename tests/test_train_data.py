@@ -15,7 +15,7 @@ from moshi_mlx.config import FRAME_SIZE, SAMPLE_RATE
 from moshi_mlx.errors import ConfigError
 from moshi_mlx.train.augment import add_noise, gain, microphone, noise, power, room, throat
 from moshi_mlx.train.config import Config
-from moshi_mlx.train.corpus import read_shard
+from moshi_mlx.train.corpus import alike, read_shard
 from moshi_mlx.train.data import main, prepare
 from moshi_mlx.train.render import perform, plan
 from moshi_mlx.train.script import Script
@@ -81,6 +81,16 @@ def test_pauses_are_put_between_words_and_noted_in_their_times(config: Config):
     sound = perform(job, script, always, seed=0)
     starts = [time for _, time in sound.words]
     assert max(np.diff(starts)) > 0.45, f"no pause in {sound.words}"
+
+
+def test_things_of_like_lengths_go_together_and_a_long_one_alone():
+    lengths = [30, 500, 10, 31, 12, 120, 500]
+    together = list(alike(lengths, 400))
+    assert sorted(i for chosen in together for i in chosen) == list(range(7))
+    assert all(len(chosen) * max(lengths[i] for i in chosen) <= 400 or len(chosen) == 1 for chosen in together)
+    assert together[0] == [2, 4, 0, 3]
+    assert together[-2:] == [[1], [6]]
+    assert list(alike([], 400)) == []
 
 
 def test_noise_has_the_asked_ratio_and_gain_the_asked_level():

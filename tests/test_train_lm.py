@@ -22,6 +22,8 @@ from moshi_mlx.train.export import export
 from moshi_mlx.train.lm import Trainer
 from moshi_mlx.train.loss import Drill, losses, make_batch
 from moshi_mlx.train.progress import Progress
+from moshi_mlx.train.script import Script
+from moshi_mlx.train.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.skipif(not (NANO / "codec").exists(), reason="the package comes without nano")
 
@@ -137,6 +139,15 @@ def test_fine_tuning_starts_from_a_checkpoint(corpus: Path, tmp_path: Path):
     other = dataclasses.replace(config, model={**config.model, "dim": 32})
     with pytest.raises(ConfigError, match="another shape"):
         Trainer(other, init=tmp_path / "model")
+
+
+def test_weights_that_write_with_other_tokens_are_refused_with_what_to_do(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    export(Trainer(config), tmp_path / "model")
+    (tmp_path / "tokenizer.model").unlink()
+    train_tokenizer(Script.load(config.script), 380, tmp_path / "tokenizer.model")
+    with pytest.raises(ConfigError, match=r"copy .*model/tokenizer\.model there"):
+        Trainer(config, init=tmp_path / "model")
 
 
 def test_fine_tuning_starts_as_soft_as_the_checkpoint_was_trained(corpus: Path, tmp_path: Path):

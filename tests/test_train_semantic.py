@@ -11,14 +11,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from rich.console import Console
-from train_corpus import NANO, in_folder, spoken_corpus
+from train_corpus import NANO, make_corpus
 
 from moshi_mlx.errors import ConfigError
 from moshi_mlx.mimi import Mimi
 from moshi_mlx.mimi.quantizer import codebook
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import read_corpus
-from moshi_mlx.train.data import recode
+from moshi_mlx.train.data import prepare, recode
 from moshi_mlx.train.progress import Progress
 from moshi_mlx.train.semantic import SemanticTrainer, ctc, encode, fit_codebooks, phones_of
 
@@ -29,7 +29,24 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return spoken_corpus(tmp_path_factory.mktemp("spoken"))
+    """A corpus in espeak-ng's voices, with features."""
+    folder = tmp_path_factory.mktemp("spoken")
+    config = Config.load(make_corpus(folder))
+    shutil.rmtree(folder / "corpus")
+    data = dataclasses.replace(
+        config.data, voice="espeak:en-us", voices=("espeak:en-us+f3",), held_out_voices=("espeak:en-gb",),
+        renderings=1, follow_up_renderings=1, out_of_domain_renderings=1, backgrounds=1, shard=64, features=True,
+    )  # fmt: skip
+    training = dataclasses.replace(config.semantic_training, batch=8, rate=1e-3, steps=6, own=0.0)
+    config = dataclasses.replace(config, data=data, semantic_training=training)
+    prepare(config)
+    return config
+
+
+def in_folder(spoken: Config, folder: Path) -> Config:
+    for part in ("corpus", "features"):
+        shutil.copytree(spoken.work / part, folder / part)
+    return dataclasses.replace(spoken, work=folder)
 
 
 def likelihood(probabilities: np.ndarray, labels: list[int]) -> float:

@@ -1,16 +1,12 @@
-"""Small corpora: without synthesizers, every word's codes the same in every rendering; and in espeak-ng's voices."""
+"""A small corpus made without synthesizers: every word has its own codes, the same in every rendering."""
 
-import dataclasses
-import shutil
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 import moshi_mlx
-from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import Utterance, write_shard
-from moshi_mlx.train.data import prepare
 from moshi_mlx.train.render import ANSWER_LEAD, ANSWER_TAIL
 from moshi_mlx.train.script import Script, expand
 from moshi_mlx.train.tokenizer import train_tokenizer
@@ -112,26 +108,3 @@ def make_corpus(folder: Path) -> Path:
     (folder / "corpus").mkdir()
     write_shard(folder / "corpus" / "00000.npz", utterances)
     return folder / "train.yaml"
-
-
-def spoken_corpus(folder: Path) -> Config:
-    """A corpus in espeak-ng's voices, with features; returns its configuration."""
-    config = Config.load(make_corpus(folder))
-    shutil.rmtree(folder / "corpus")
-    data = dataclasses.replace(
-        config.data, voice="espeak:en-us", voices=("espeak:en-us+f3",), held_out_voices=("espeak:en-gb",),
-        renderings=1, follow_up_renderings=1, out_of_domain_renderings=1, backgrounds=1, shard=64, features=True,
-    )  # fmt: skip
-    training = dataclasses.replace(config.semantic_training, batch=8, rate=1e-3, steps=6, own=0.0)
-    config = dataclasses.replace(config, data=data, semantic_training=training)
-    prepare(config)
-    return config
-
-
-def in_folder(spoken: Config, folder: Path) -> Config:
-    """A copy of a spoken corpus; returns its configuration."""
-    folder.mkdir(exist_ok=True)
-    for part in ("corpus", "features"):
-        shutil.copytree(spoken.work / part, folder / part)
-    shutil.copyfile(spoken.work / "tokenizer.model", folder / "tokenizer.model")
-    return dataclasses.replace(spoken, work=folder)

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..errors import ConfigError, MoshiError
+from ..errors import MoshiError
 from ..files import storage_errors
 from .codec import CodecTrainer
 from .config import Config
-from .encoder import EncoderTrainer
 from .export import export
 from .lm import Trainer
 from .progress import Progress
@@ -37,11 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--out", type=Path, help="write the result, complete, into this folder")
     lm.add_argument("--init", type=Path, help="start from this checkpoint folder's weights")
     codec.add_argument(
-        "--parts",
-        choices=("decoder", "all", "semantic", "encoder"),
-        help="what to train, instead of what is configured",
+        "--parts", choices=("decoder", "all", "semantic"), help="what to train, instead of what is configured"
     )
-    codec.add_argument("--lm", type=Path, help="with --parts encoder: folder of the language model that listens")
     options = parser.parse_args(arguments)
     console = Console()
     try:
@@ -76,24 +72,16 @@ def _train_lm(options: argparse.Namespace, console: Console) -> None:
 def _train_codec(options: argparse.Namespace, console: Console) -> None:
     config = Config.load(options.config, options.work, options.codec)
     parts = options.parts or config.codec_training.parts
-    section = {"semantic": "semantic_training", "encoder": "encoder_training"}.get(parts, "codec_training")
-    settings = getattr(config, section)
-    if options.steps:
-        settings = dataclasses.replace(settings, steps=options.steps)
-    if section == "codec_training":
-        settings = dataclasses.replace(settings, parts=parts)
-    config = dataclasses.replace(config, **{section: settings})
+    length = {"steps": options.steps} if options.steps else {}
+    if parts == "semantic":
+        config = dataclasses.replace(config, semantic_training=dataclasses.replace(config.semantic_training, **length))
+    else:
+        training = dataclasses.replace(config.codec_training, parts=parts, **length)
+        config = dataclasses.replace(config, codec_training=training)
     with storage_errors(str(config.work)):
         config.work.mkdir(parents=True, exist_ok=True)
-    trainer: SemanticTrainer | EncoderTrainer | CodecTrainer
-    if parts == "semantic":
-        trainer = SemanticTrainer(config)
-    elif parts == "encoder":
-        if options.lm is None:
-            raise ConfigError("--parts encoder needs --lm, the folder of a language model trained with the codec.")
-        trainer = EncoderTrainer(config, options.lm)
-    else:
-        trainer = CodecTrainer(config)
+    trainer: SemanticTrainer | CodecTrainer
+    trainer = SemanticTrainer(config) if parts == "semantic" else CodecTrainer(config)
     going_on = trainer.resume()
     if trainer.processes.rank:
         # The first process of several shows and writes what all have learned.

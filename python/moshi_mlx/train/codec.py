@@ -24,7 +24,7 @@ import numpy as np
 from ..config import FRAME_SIZE, MimiConfig
 from ..errors import CheckpointError
 from ..mimi import Mimi
-from .config import CodecConfig, Config, EncoderConfig, SemanticConfig
+from .config import CodecConfig, Config, SemanticConfig
 from .export import write_half
 from .mel import mel_distance
 from .parallel import Processes
@@ -125,7 +125,7 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         CheckpointError: no codec there.
     """
 
-    def __init__(self, config: Config, settings: CodecConfig | SemanticConfig | EncoderConfig, name: str):
+    def __init__(self, config: Config, settings: CodecConfig | SemanticConfig, name: str):
         self.config = config
         self.settings = settings
         self.name = name
@@ -300,9 +300,7 @@ class CodecTrainer(CodecRun[Crops, Coded]):
         own = round(size * self.config.codec_training.own)
         moshi = [self._own_crop(rng) for _ in range(own)]
         pcm = [pcm for pcm, _ in moshi] + [self._crop(rng) for _ in range(size - own)]
-        codes = [codes for _, codes in moshi] or [
-            np.zeros((self.shape.n_q, self.config.codec_training.frames), np.int32)
-        ]
+        codes = [codes for _, codes in moshi] or [np.zeros((self.shape.n_q, self.settings.frames), np.int32)]
         return Crops(np.stack(pcm), np.stack(codes)[: len(moshi)])
 
     def _own_crop(self, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
@@ -315,19 +313,19 @@ class CodecTrainer(CodecRun[Crops, Coded]):
             codes = np.array(self._encoder.encode(pcm[None, None]))[0] if whole else np.zeros((1, frames), np.int32)
             self._answers[job.number] = pcm, codes
         pcm, codes = self._answers[job.number]
-        frames = self.config.codec_training.frames
+        frames = self.settings.frames
         start = rng.randrange(codes.shape[1] - frames + 1)
         return pcm[FRAME_SIZE * start : FRAME_SIZE * (start + frames)], codes[:, start : start + frames]
 
     def _crop(self, rng: random.Random) -> np.ndarray:
-        length = self.config.codec_training.frames * FRAME_SIZE
+        length = self.settings.frames * FRAME_SIZE
         pcm = self._sound(rng.choice(self.spoken))
         start = rng.randrange(len(pcm) - length + 1)
         return np.asarray(pcm[start : start + length] * rng.uniform(0.5, 1.6), dtype=np.float32)
 
     def _sound(self, job: Job) -> np.ndarray:
         pcm = perform(job, self.script, self.config.data, self.config.train.seed).pcm
-        return np.pad(pcm, (0, max(0, self.config.codec_training.frames * FRAME_SIZE - len(pcm))))
+        return np.pad(pcm, (0, max(0, self.settings.frames * FRAME_SIZE - len(pcm))))
 
     def losses(self, free: Tensors, batch: Crops) -> tuple[mx.array, Coded, dict[str, mx.array]]:
         """How far what comes out of the codec is from what went in."""

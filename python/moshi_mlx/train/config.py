@@ -35,8 +35,8 @@ class DataConfig:
         judge: package with faster-whisper weights for word times; none estimates them from the letters.
         text_card: size of the text vocabulary.
         shard: utterances in one file of the corpus.
-        features: keep what the codec's convolutions make of the sounds, and the semantic codes of the same without what
-            disturbs them, for teaching the semantic codebook: half a gigabyte for 15 hours with nano's codec.
+        features: keep what the codec's convolutions make of the sounds, for teaching the semantic codebook: half a
+            gigabyte for 15 hours with nano's codec.
     """
 
     voice: str
@@ -204,23 +204,6 @@ class SemanticConfig:
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
-    """The teaching of the codec's encoder, whose codes go on to mean what they did.
-
-    Attributes:
-        steps: in all.
-        batch: questions per step.
-        rate: learning rate at the beginning of its cosine.
-        save: steps between checkpoints.
-    """
-
-    steps: int = 2000
-    batch: int = 24
-    rate: float = 5e-4
-    save: int = 200
-
-
-@dataclass(frozen=True)
 class Config:
     """Everything a training run needs; relative paths are the configuration file's neighbours.
 
@@ -239,7 +222,6 @@ class Config:
     train: TrainConfig
     codec_training: CodecConfig
     semantic_training: SemanticConfig
-    encoder_training: EncoderConfig
     model: Mapping[str, Any]
 
     @classmethod
@@ -266,7 +248,6 @@ class Config:
                 train=_section(TrainConfig, content.get("train") or {}),
                 codec_training=_section(CodecConfig, content.get("codec_training") or {}),
                 semantic_training=_section(SemanticConfig, content.get("semantic_training") or {}),
-                encoder_training=_section(EncoderConfig, content.get("encoder_training") or {}),
                 model=content["model"],
             )
         except (KeyError, TypeError) as error:

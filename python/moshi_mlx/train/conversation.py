@@ -57,7 +57,6 @@ class Conversation:
             or begins an answer to something else. What follows is to be learned, they themselves are not.
         turns: what was asked and when: (frame of the question's end, intent, expected answer).
         openings: frames in which both are silent and a question follows that needs nothing said before.
-        sound: what the codec's convolutions make of what the user says, [2 T, C]; None if the utterances don't say.
     """
 
     text: np.ndarray
@@ -71,7 +70,6 @@ class Conversation:
     wrong: np.ndarray
     turns: list[tuple[int, str, str]]
     openings: list[int]
-    sound: np.ndarray | None = None
 
     @property
     def codes(self) -> np.ndarray:
@@ -174,13 +172,10 @@ class Mixer:
             position = talk.turn(position)
         return self._finish(talk.conversation, rng)
 
-    def drill(self, rng: random.Random, frames: int = 40, after: int = 10) -> Conversation:
-        """A single question and up to `after` frames more, in which the answer begins.
-
-        A question that is too long loses its start.
-        """
+    def drill(self, rng: random.Random, frames: int = 40) -> Conversation:
+        """A single question and the answer's first frames; a question that is too long loses its start."""
         talk = self._begin(rng, frames, echo=False)
-        talk.ask(frames - rng.randint(after - 4, after))
+        talk.ask(frames - rng.randint(6, 10))
         return self._finish(talk.conversation, rng)
 
     def exchange(self, rng: random.Random, frames: int = 90) -> Conversation:
@@ -196,12 +191,11 @@ class Mixer:
         return cut(self._finish(example, rng), max(0, end - frames), frames)
 
     def _begin(self, rng: random.Random, frames: int, echo: bool) -> _Talk:
-        user, sound = self._background(rng, frames)
         return _Talk(
             Conversation(
                 np.full(frames, PADDING, np.int32),
                 np.repeat(self._silence[:, None], frames, axis=1),
-                user,
+                self._background(rng, frames),
                 np.zeros(frames, np.int32),
                 np.zeros(frames, np.int32),
                 np.zeros(frames, bool),
@@ -210,7 +204,6 @@ class Mixer:
                 np.zeros(frames, bool),
                 [],
                 [],
-                sound,
             ),
             rng,
             self,
@@ -281,20 +274,14 @@ class Mixer:
         """A "mm-hm"."""
         return rng.choice(self._backchannels) if self._backchannels else None
 
-    def _background(self, rng: random.Random, frames: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Codes [K, frames] of a stretch in which nobody speaks, and its sound."""
+    def _background(self, rng: random.Random, frames: int) -> np.ndarray:
         if not self._backgrounds:
-            return np.repeat(self._silence[:, None], frames, axis=1), None
-        background = rng.choice(self._backgrounds)
-        length = background.codes.shape[1]
+            return np.repeat(self._silence[:, None], frames, axis=1)
+        codes = rng.choice(self._backgrounds).codes.astype(np.int32)
         # Beyond its start, which only a stream's first frames sound like, a background can begin anywhere.
-        first = 0 if rng.random() < 0.5 else rng.randrange(length // 2)
-        again = 1 + frames // (length - 20)
-        chosen = np.concatenate([np.arange(first, length), np.tile(np.arange(20, length), again)])[:frames]
-        codes = background.codes.astype(np.int32)[:, chosen]
-        if background.convolved is None:
-            return codes, None
-        return codes, background.convolved[(2 * chosen[:, None] + np.arange(2)).reshape(-1)]
+        first = 0 if rng.random() < 0.5 else rng.randrange(codes.shape[1] // 2)
+        repeated = np.concatenate([codes[:, first:], *[codes[:, 20:]] * (1 + frames // (codes.shape[1] - 20))], axis=1)
+        return repeated[:, :frames].copy()
 
 
 class _Talk:
@@ -370,8 +357,6 @@ class _Talk:
         codes = said.codes[:, first : said.end_frame + tail]
         begin = position - lead
         _put(talk.user, codes, begin)
-        if talk.sound is not None and said.convolved is not None:
-            _put(talk.sound.T, said.convolved[2 * first : 2 * (first + codes.shape[1])].T, 2 * begin)
         shift = position - said.first_frame
         for (word, start), following in zip(said.words, [*[s for _, s in said.words[1:]], said.end], strict=True):
             number = self.mixer.vocabulary.get(word.lower(), 0)
@@ -443,7 +428,6 @@ def cut(talk: Conversation, first: int, frames: int) -> Conversation:
         talk.wrong[part],
         [(end - first, intent, answer) for end, intent, answer in talk.turns if first <= end < first + frames],
         [frame - first for frame in talk.openings if first <= frame < first + frames],
-        None if talk.sound is None else talk.sound[2 * first : 2 * (first + frames)],
     )
 
 
@@ -455,11 +439,7 @@ def stretched(said: Utterance, rate: float) -> Utterance:
         return said
     chosen = np.minimum((np.arange(longer) / rate).astype(int), frames - 1)
     words = tuple((word, start * rate) for word, start in said.words)
-    sound = said.convolved
-    if sound is not None:
-        sound = sound[np.minimum((np.arange(2 * longer) / rate).astype(int), 2 * frames - 1)]
-    codes, start, end = said.codes[:, chosen], said.start * rate, said.end * rate
-    return replace(said, codes=codes, start=start, end=end, words=words, convolved=sound)
+    return replace(said, codes=said.codes[:, chosen], start=said.start * rate, end=said.end * rate, words=words)
 
 
 def nearest_codes(book: np.ndarray, count: int = 4) -> np.ndarray:

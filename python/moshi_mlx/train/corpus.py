@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,7 +33,6 @@ class Utterance:
         start: when speech starts, in seconds from the first frame.
         end: when it ends.
         words: each word's start in seconds.
-        convolved: what the codec's convolutions made of it, [2 F, C], where that is needed.
     """
 
     codes: np.ndarray
@@ -45,7 +44,6 @@ class Utterance:
     start: float
     end: float
     words: tuple[tuple[str, float], ...]
-    convolved: np.ndarray | None = None
 
     @property
     def first_frame(self) -> int:
@@ -65,7 +63,7 @@ def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
         StorageError: disk full, no permission.
     """
     utterances = list(utterances)
-    about = [{k: v for k, v in asdict(u).items() if k not in ("codes", "convolved")} for u in utterances]
+    about = [{k: v for k, v in asdict(u).items() if k != "codes"} for u in utterances]
     content = io.BytesIO()
     np.savez_compressed(
         content,
@@ -92,19 +90,20 @@ def read_corpus(folder: Path) -> list[Utterance]:
     return [u for path in sorted(folder.glob("*.npz")) for u in read_shard(path)]
 
 
-@dataclass(frozen=True)
-class Features:
-    """What a codec made of one utterance on the way to its codes.
+Features = tuple[np.ndarray, np.ndarray]
+"""Of one utterance: what the codec's convolutions [2 F, C] and its encoder [F, C] made of it."""
 
-    Attributes:
-        convolved: its convolutions' output, [2 F, C].
-        latents: its encoder's, [F, C].
-        plain: its convolutions' output for the same before anything disturbed it, [2 F, C].
-    """
 
-    convolved: np.ndarray
-    latents: np.ndarray
-    plain: np.ndarray
+def alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Numbers of things of like lengths that are no longer than `most` together, each padded to the longest."""
+    chosen: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if chosen and (len(chosen) + 1) * lengths[i] > most:
+            yield chosen
+            chosen = []
+        chosen.append(i)
+    if chosen:
+        yield chosen
 
 
 def convolutions_of(codec: Path) -> str:
@@ -132,14 +131,13 @@ def write_features(path: Path, features: Iterable[Features], convolutions: str) 
     Raises:
         StorageError: disk full, no permission.
     """
-    features = list(features)
+    convolved, latents = zip(*features, strict=True)
     content = io.BytesIO()
     np.savez(
         content,
-        convolved=np.concatenate([x.convolved for x in features]).astype(np.float16),
-        latents=np.concatenate([x.latents for x in features]).astype(np.float16),
-        plain=np.concatenate([x.plain for x in features]).astype(np.float16),
-        lengths=np.array([len(x.latents) for x in features]),
+        convolved=np.concatenate(convolved).astype(np.float16),
+        latents=np.concatenate(latents).astype(np.float16),
+        lengths=np.array([len(x) for x in latents]),
         convolutions=np.array(convolutions),
     )
     with ResultFile(path) as file:
@@ -150,20 +148,14 @@ def read_features(path: Path, convolutions: str) -> list[Features]:
     """The features of a shard's utterances, in their order.
 
     Raises:
-        ConfigError: they were other convolutions, or the file is of an older version.
+        ConfigError: they were other convolutions.
     """
     with np.load(path) as file:
-        if "plain" not in file:
-            raise ConfigError(f"{path} is of an older version, without the undisturbed sounds: render the corpus anew.")
-        convolved, latents, plain = file["convolved"], file["latents"], file["plain"]
-        ends = np.cumsum(file["lengths"])
+        convolved, latents, ends = file["convolved"], file["latents"], np.cumsum(file["lengths"])
         if str(file["convolutions"]) != convolutions:
             raise ConfigError(f"{path} was made with a codec of other convolutions: render the corpus with this one.")
     starts = ends - np.diff(ends, prepend=0)
-    return [
-        Features(convolved[2 * a : 2 * b], latents[a:b], plain[2 * a : 2 * b])
-        for a, b in zip(starts, ends, strict=True)
-    ]
+    return [(convolved[2 * a : 2 * b], latents[a:b]) for a, b in zip(starts, ends, strict=True)]
 
 
 def shards_with_features(work: Path) -> list[tuple[Path, Path]]:

@@ -25,14 +25,14 @@ from ..config import MimiConfig
 from ..errors import MoshiError
 from ..mimi import Mimi
 from .config import Config
-from .corpus import convolutions_of, read_features, read_shard, shards_with_features, write_features, write_shard
+from .corpus import alike, convolutions_of, read_features, read_shard, shards_with_features, write_features, write_shard
 from .render import Encode, Encoded, Job, Sound, encode, perform, plan
 from .script import Script
 from .tokenizer import train_tokenizer
 from .word_times import align_answers
 
-_BATCH = 16
-"""Utterances that are encoded anew together."""
+_TOGETHER = 2400
+"""Steps of utterances that are encoded anew together."""
 
 
 def codec_of(config: Config) -> Encode:
@@ -45,17 +45,11 @@ def codec_of(config: Config) -> Encode:
     return run
 
 
-def recode(config: Config, progress: Progress | None = None, *, answers: bool = True) -> Path:
+def recode(config: Config, progress: Progress | None = None) -> Path:
     """Give the corpus the codes of the configured codec, from the features kept beside it.
 
     What users say is encoded as it will be heard, somewhere in a stream: after silence or noise of up to the context of
     the codec's transformer.
-
-    Args:
-        config: the training configuration.
-        progress: shown on it.
-        answers: Moshi's answers, too. They can keep their codes where those still mean what they did: another encoder
-            may choose others, but the decoder is the same.
 
     Returns:
         The corpus' folder.
@@ -68,33 +62,28 @@ def recode(config: Config, progress: Progress | None = None, *, answers: bool = 
     mimi, convolutions = Mimi.load(config.codec), convolutions_of(config.codec)
     task = progress.add_task("encoding", total=len(shards)) if progress else None
     backgrounds = [
-        found.convolved
+        convolved
         for path, beside in shards
-        for u, found in zip(read_shard(path), read_features(beside, convolutions), strict=True)
+        for u, (convolved, _) in zip(read_shard(path), read_features(beside, convolutions), strict=True)
         if u.group == "backgrounds"
     ]
     for number, (path, beside) in enumerate(shards):
         draws = np.random.default_rng([config.train.seed, number])
         utterances = list(read_shard(path))
         features = read_features(beside, convolutions)
-        alone = ("answers", "backgrounds")
         streams = [
-            x.convolved if u.group in alone else _behind(x.convolved, backgrounds, mimi.config, draws)
-            for u, x in zip(utterances, features, strict=True)
+            convolved if u.group in ("answers", "backgrounds") else _behind(convolved, backgrounds, mimi.config, draws)
+            for u, (convolved, _) in zip(utterances, features, strict=True)
         ]
-        order = sorted(range(len(streams)), key=lambda i: len(streams[i]))
-        for first in range(0, len(order), _BATCH):
-            chosen = order[first : first + _BATCH]
+        for chosen in alike([len(x) for x in streams], _TOGETHER):
             steps = len(streams[chosen[-1]])
             x = np.stack([np.pad(streams[i], ((0, steps - len(streams[i])), (0, 0))) for i in chosen])
             latents, _ = mimi.refine_frame(mx.array(x.astype(np.float32)), mimi.encoder_state(len(chosen), steps // 2))
             codes = np.array(mimi.quantize(latents))
             for i, row, latent in zip(chosen, codes, np.array(latents), strict=True):
-                if utterances[i].group == "answers" and not answers:
-                    continue
-                end, frames = len(streams[i]) // 2, len(features[i].latents)
+                end, frames = len(streams[i]) // 2, len(features[i][0]) // 2
                 utterances[i] = replace(utterances[i], codes=row[:, end - frames : end])
-                features[i] = replace(features[i], latents=latent[end - frames : end])
+                features[i] = features[i][0], latent[end - frames : end]
         write_features(beside, features, convolutions)
         write_shard(path, utterances)
         if progress and task is not None:
@@ -202,11 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shards", type=int, help="stop after this many shards, for a trial")
     parser.add_argument("--codec", type=Path, help="folder of the codec, instead of the configured one")
     parser.add_argument(
-        "--recode",
-        nargs="?",
-        const="all",
-        choices=("all", "users"),
-        help="render nothing; give the corpus this codec's codes, from its features; users: all but Moshi's answers",
+        "--recode", action="store_true", help="render nothing; give the corpus this codec's codes, from its features"
     )
     options = parser.parse_args(arguments)
     console = Console()
@@ -216,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = Config.load(options.config, options.work, options.codec)
         with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
             if options.recode:
-                folder = recode(config, progress, answers=options.recode == "all")
+                folder = recode(config, progress)
             else:
                 folder = prepare(config, progress, options.shards, options.jobs)
     except MoshiError as error:

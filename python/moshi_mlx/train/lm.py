@@ -19,7 +19,6 @@ from ..config import LMConfig
 from ..errors import CheckpointError, ConfigError
 from ..files import ResultFile
 from ..layers import on_cpu
-from ..lm import LMModel
 from ..lm.weights import build
 from ..mimi.quantizer import codebook
 from ..precision import Precision
@@ -48,7 +47,7 @@ class Trainer:
         init: weights to start from, a checkpoint in the published layout (fine-tuning).
 
     Raises:
-        ConfigError: no corpus yet, or a configuration that doesn't fit it.
+        ConfigError: no corpus yet, or a configuration or weights to start from that don't fit it.
     """
 
     def __init__(self, config: Config, init: Path | None = None):
@@ -100,8 +99,19 @@ class Trainer:
         }
 
     def _start_from(self, folder: Path) -> None:
-        files = resolve(folder, parts=["lm", "mimi"])
-        weights = dict(_flat(unsharpened(folder, self.lm_config, self.config.train.sharpness).parameters()))
+        files = resolve(folder, parts=["lm", "mimi", "tokenizer"])
+        if files.lm_config != self.lm_config:
+            raise ConfigError(f"{folder} holds a model of another shape than the configuration's 'model'.")
+        tokens, ours = files.tokenizer, self.config.work / "tokenizer.model"
+        if tokens is not None and tokens.read_bytes() != ours.read_bytes():
+            raise ConfigError(f"{folder} writes with other tokens than {ours}: copy {tokens} there.")
+        tensors, quantization = load_lm_tensors(files.need("lm"), self.lm_config)
+        loaded = build(self.lm_config, tensors, quantization, Precision(mx.float32, unpack=True))
+        weights = dict(_flat(loaded.parameters()))
+        for name in weights:
+            if is_output_layer(name):
+                # Exported sharper than it was trained.
+                weights[name] = weights[name] / self.config.train.sharpness
         if files.mimi is not None and files.mimi.is_dir():
             for k in range(self.lm_config.dep_q):
                 if not _akin(files.mimi, self.config.codec, k):
@@ -173,8 +183,7 @@ class Trainer:
 
     def _drill(self, step: int) -> Drill:
         train, mixer = self.config.train, self.mixers["train"]
-        count = train.drill_batch
-        make: Callable[[random.Random], Conversation] = mixer.drill
+        count, make = train.drill_batch, mixer.drill
         if random.Random(f"{train.seed}/{step}/exchange").random() < train.exchanges:
             # Twice as long, and a bit.
             count, make = max(1, 2 * count // 5), mixer.exchange
@@ -276,23 +285,6 @@ class Trainer:
         self.step = int(state["step"].item())
         self._update = self._compile()
         return True
-
-
-def unsharpened(folder: Path, config: LMConfig, sharpness: float) -> LMModel:
-    """An exported language model, in float32, as it was in training.
-
-    Raises:
-        CheckpointError: damaged.
-        ConfigError: it is of another shape.
-    """
-    files = resolve(folder, parts=["lm"])
-    if files.lm_config != config:
-        raise ConfigError(f"{folder} holds a model of another shape than the configuration's 'model'.")
-    tensors, quantization = load_lm_tensors(files.need("lm"), config)
-    model = build(config, tensors, quantization, Precision(mx.float32, unpack=True))
-    outputs = [(name, value / sharpness) for name, value in _flat(model.parameters()) if is_output_layer(name)]
-    model.load_weights(outputs, strict=False)
-    return model
 
 
 def is_output_layer(name: str) -> bool:

@@ -81,18 +81,11 @@ def plan(script: Script, config: DataConfig, seed: int) -> list[Job]:
 
 @dataclass(frozen=True)
 class Sound:
-    """A rendered job before encoding.
-
-    Attributes:
-        pcm: float32 [samples], as the microphone hears it.
-        plain: the same before anything disturbed it.
-        words: each word's start in seconds.
-    """
+    """A rendered job before encoding; `words` hold each word's start in seconds."""
 
     job: Job
     text: str
     pcm: np.ndarray
-    plain: np.ndarray
     start: float
     end: float
     words: tuple[tuple[str, float], ...]
@@ -116,14 +109,13 @@ def perform(job: Job, script: Script, config: DataConfig, seed: int) -> Sound:
         return _answer(job, config)
     rng, draws = random.Random(f"{seed}/{job.number}"), np.random.default_rng([seed, job.number])
     if job.group == "backgrounds":
-        pcm = _background(draws)
-        return Sound(job, "", pcm, np.zeros_like(pcm), 0.0, 0.0, ())
+        return Sound(job, "", _background(draws), 0.0, 0.0, ())
     text = pick(job.wording, rng)
     if job.group == "echoes":
         spoken = Voice.parse(job.voice).say(text)
         pcm = _frames(np.concatenate([np.zeros(ANSWER_LEAD * FRAME_SIZE, np.float32), spoken]), ANSWER_TAIL)
         pcm = gain(room(draws, pcm, draws.uniform(0.15, 0.5)), draws.uniform(-36, -18))
-        return Sound(job, text, pcm + 0.0003 * noise(draws, len(pcm), 1.0), pcm, 0.0, len(pcm) / SAMPLE_RATE, ())
+        return Sound(job, text, pcm + 0.0003 * noise(draws, len(pcm), 1.0), 0.0, len(pcm) / SAMPLE_RATE, ())
     if job.split == "train" and job.group in ("intents", OUT_OF_DOMAIN):
         text = framed(text, script, rng, config.openers)
     parts = _parts(text, rng, config.pauses)
@@ -142,9 +134,9 @@ def perform(job: Job, script: Script, config: DataConfig, seed: int) -> Sound:
         words += estimate_words(part, position / SAMPLE_RATE, (position + len(spoken)) / SAMPLE_RATE)
         pieces.append(spoken)
         position += len(spoken)
-    plain = _frames(np.concatenate(pieces), 5)
-    pcm = _disturb(plain, draws, config)
-    return Sound(job, text, pcm, plain, lead / SAMPLE_RATE, position / SAMPLE_RATE, tuple(words))
+    pcm = _frames(np.concatenate(pieces), 5)
+    pcm = _disturb(pcm, draws, config)
+    return Sound(job, text, pcm, lead / SAMPLE_RATE, position / SAMPLE_RATE, tuple(words))
 
 
 def _answer(job: Job, config: DataConfig) -> Sound:
@@ -152,7 +144,7 @@ def _answer(job: Job, config: DataConfig) -> Sound:
     start = ANSWER_LEAD / FRAME_RATE
     pcm = _frames(np.concatenate([np.zeros(ANSWER_LEAD * FRAME_SIZE, np.float32), spoken]), ANSWER_TAIL)
     end = start + len(spoken) / SAMPLE_RATE
-    return Sound(job, job.wording, pcm, pcm, start, end, estimate_words(job.wording, start, end))
+    return Sound(job, job.wording, pcm, start, end, estimate_words(job.wording, start, end))
 
 
 def framed(text: str, script: Script, rng: random.Random, share: float) -> str:
@@ -207,19 +199,13 @@ def encode(sounds: Sequence[Sound], codec: Encode, batch: int = 4) -> tuple[list
     for first in range(0, len(order), batch):
         chosen = order[first : first + batch]
         longest = len(sounds[chosen[-1]].pcm)
-        disturbed = [i for i in chosen if sounds[i].plain is not sounds[i].pcm]
         # The codec is causal: what is padded on the right changes nothing before it.
-        rows = [sounds[i].pcm for i in chosen] + [sounds[i].plain for i in disturbed]
-        encoded = codec(np.stack([np.pad(x, (0, longest - len(x))) for x in rows])[:, None])
+        pcm = np.stack([np.pad(sounds[i].pcm, (0, longest - len(sounds[i].pcm))) for i in chosen])
+        encoded = codec(pcm[:, None])
         for row, i in enumerate(chosen):
             frames = len(sounds[i].pcm) // FRAME_SIZE
-            plain = len(chosen) + disturbed.index(i) if i in disturbed else row
             codes[i] = encoded.codes[row, :, :frames]
-            features[i] = Features(
-                encoded.convolved[row, : 2 * frames],
-                encoded.latents[row, :frames],
-                encoded.convolved[plain, : 2 * frames],
-            )
+            features[i] = encoded.convolved[row, : 2 * frames], encoded.latents[row, :frames]
     utterances = [
         Utterance(codes[i], s.job.group, s.job.name, s.text, s.job.voice, s.job.split, s.start, s.end, s.words)
         for i, s in enumerate(sounds)

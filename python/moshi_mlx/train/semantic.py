@@ -308,9 +308,9 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         self.kinds = {kind: i for i, kind in enumerate(kinds, 1)}
         self.lessons: dict[str, list[Lesson]] = {"train": [], "known": [], "held_out": [], "own": []}
         self.backgrounds: list[np.ndarray] = []
-        limit = self.config.semantic_training.frames
-        for u, found in zip(utterances, features, strict=True):
-            frames, convolved, latents = u.codes.shape[1], found.convolved, found.latents
+        limit = self.settings.frames
+        for u, (convolved, latents) in zip(utterances, features, strict=True):
+            frames = u.codes.shape[1]
             if u.group == "echoes" or (u.group != "backgrounds" and frames > limit):
                 continue
             if u.group == "backgrounds":
@@ -393,7 +393,7 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
     def _vary(self, lesson: Lesson, draws: np.random.Generator) -> Lesson:
         """Slower or faster, in another voice's average spectrum, with noise; the frames' number stays even at 25 Hz."""
         frames = len(lesson.latents)
-        longer = min(max(round(frames * draws.uniform(0.9, 1.15)), 1), self.config.semantic_training.frames)
+        longer = min(max(round(frames * draws.uniform(0.9, 1.15)), 1), self.settings.frames)
         if len(lesson.phones) >= SLOTS * longer:
             longer = frames
         chosen = np.minimum((np.arange(2 * longer) * (frames / longer)).astype(int), 2 * frames - 1)
