@@ -145,9 +145,35 @@ def test_weights_that_write_with_other_tokens_are_refused_with_what_to_do(corpus
     config = work_in(corpus, tmp_path)
     export(Trainer(config), tmp_path / "model")
     (tmp_path / "tokenizer.model").unlink()
-    train_tokenizer(Script.load(config.script), 380, tmp_path / "tokenizer.model")
+    train_tokenizer(Script.load(config.script), 320, tmp_path / "tokenizer.model")
     with pytest.raises(ConfigError, match=r"copy .*model/tokenizer\.model there"):
         Trainer(config, init=tmp_path / "model")
+
+
+def test_a_fine_tuned_model_keeps_the_asked_share_of_what_it_started_from(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    export(Trainer(config), tmp_path / "first", averaged=False)
+    trainer = Trainer(config, init=tmp_path / "first")
+    quietly(trainer, 8)
+    found = {}
+    for keep in (0.0, 0.25, 1.0):
+        export(trainer, tmp_path / "tuned", keep=keep)
+        found[keep] = mx.load(str(tmp_path / "tuned" / "model.safetensors"))
+    first = mx.load(str(tmp_path / "first" / "model.safetensors"))
+    moved = 0
+    for name, learned in found[0.0].items():
+        assert mx.allclose(found[1.0][name], first[name], atol=2e-3), name
+        assert mx.allclose(found[0.25][name], 0.25 * first[name] + 0.75 * learned, atol=2e-3), name
+        moved += not mx.allclose(learned, first[name], atol=2e-3)
+    assert moved > 5
+    with pytest.raises(ConfigError, match="started from weights"):
+        export(Trainer(config), tmp_path / "none", keep=0.5)
+
+
+def test_keeping_needs_weights_to_start_from(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    work_in(corpus, tmp_path)
+    assert main(["lm", str(tmp_path / "train.yaml"), "--keep", "0.5"]) != 0
+    assert "--init" in capsys.readouterr().out
 
 
 def test_fine_tuning_starts_as_soft_as_the_checkpoint_was_trained(corpus: Path, tmp_path: Path):

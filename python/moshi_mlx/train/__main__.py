@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..errors import MoshiError
+from ..errors import ConfigError, MoshiError
 from ..files import storage_errors
 from .codec import CodecTrainer
 from .config import Config
@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--steps", type=int, help="length of the run, instead of the configured one")
         command.add_argument("--out", type=Path, help="write the result, complete, into this folder")
     lm.add_argument("--init", type=Path, help="start from this checkpoint folder's weights")
+    lm.add_argument(
+        "--keep", type=float, default=0.0, help="share of those weights that the result keeps, 0 to 1 (default 0)"
+    )
     codec.add_argument(
         "--parts", choices=("decoder", "all", "semantic"), help="what to train, instead of what is configured"
     )
@@ -55,6 +58,8 @@ def _train_lm(options: argparse.Namespace, console: Console) -> None:
     config = Config.load(options.config, options.work, options.codec)
     if options.steps:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=options.steps))
+    if not 0 <= options.keep <= 1 or (options.keep and options.init is None):
+        raise ConfigError(f"--keep is {options.keep}; expected 0 to 1, and more than 0 only with --init.")
     trainer = Trainer(config, options.init)
     going_on = trainer.resume()
     if trainer.processes.rank:
@@ -65,7 +70,7 @@ def _train_lm(options: argparse.Namespace, console: Console) -> None:
     with Progress(config.work, config.train.steps, console) as progress:
         trainer.run(progress)
     out = options.out or config.work / "model"
-    export(trainer, out)
+    export(trainer, out, keep=options.keep)
     console.print(f"model in {out}; make it smaller with: python -m moshi_mlx.quantize {out} FOLDER --bits 8")
 
 

@@ -7,26 +7,32 @@ import shutil
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from ..checkpoint import TensorSpec, write_safetensors
+from ..errors import ConfigError
 from ..files import ResultFile, storage_errors
 from ..lm.weights import export as published_tensors
 from .lm import Trainer, is_output_layer
 
 
-def export(trainer: Trainer, folder: Path, averaged: bool = True) -> None:
+def export(trainer: Trainer, folder: Path, averaged: bool = True, keep: float = 0.0) -> None:
     """Write a model with its codec and tokenizer, all in half precision, ready for `moshi_mlx.load(folder)`.
 
     Args:
         trainer: the run.
         folder: made if missing.
         averaged: take the averaged weights rather than the last ones.
+        keep: share of the weights that the run started from, 0 to 1. What was learned on a small corpus then costs
+            less of what was known before (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
 
     Raises:
+        ConfigError: `keep` is no such share, or the run started from no weights.
         StorageError: disk full, no permission.
     """
     config = trainer.config
+    if not 0 <= keep <= 1 or (keep and trainer.initial is None):
+        raise ConfigError(f"keep is {keep}; expected 0 to 1, and more than 0 only where a run started from weights.")
     with storage_errors(str(folder)):
         (folder / "codec").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(config.work / "tokenizer.model", folder / "tokenizer.model")
@@ -35,6 +41,9 @@ def export(trainer: Trainer, folder: Path, averaged: bool = True) -> None:
     trained = tree_map(lambda p: p, model.parameters())
     if averaged:
         model.update(trainer.average)
+    if trainer.initial is not None:
+        learned = dict(tree_flatten(model.parameters()))
+        model.load_weights([(n, keep * before + (1 - keep) * learned[n]) for n, before in trainer.initial.items()])
     tensors = published_tensors(model)
     model.update(trained)
     _silence_unheard(tensors, trainer)
