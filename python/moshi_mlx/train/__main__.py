@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..errors import ConfigError, MoshiError
+from ..errors import MoshiError
 from ..files import storage_errors
 from .codec import CodecTrainer
 from .config import Config
-from .export import export
+from .export import check_keep, export
 from .lm import Trainer
 from .progress import Progress
 from .semantic import SemanticTrainer
@@ -58,9 +58,8 @@ def _train_lm(options: argparse.Namespace, console: Console) -> None:
     config = Config.load(options.config, options.work, options.codec)
     if options.steps:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=options.steps))
-    if not 0 <= options.keep <= 1 or (options.keep and options.init is None):
-        raise ConfigError(f"--keep is {options.keep}; expected 0 to 1, and more than 0 only with --init.")
     trainer = Trainer(config, options.init)
+    check_keep(trainer, options.keep)
     going_on = trainer.resume()
     if trainer.processes.rank:
         trainer.run(None)

@@ -39,7 +39,7 @@ def room(rng: np.random.Generator, sound: np.ndarray, seconds: float) -> np.ndar
     response = np.concatenate([[1.0], np.zeros(int(rng.uniform(0.002, 0.01) * SAMPLE_RATE)), 0.04 * tail])
     size = len(sound) + len(response)
     wet = np.fft.irfft(np.fft.rfft(sound, size) * np.fft.rfft(response, size), size)[: len(sound)]
-    return np.asarray(wet * (np.abs(sound).max() / max(float(np.abs(wet).max()), 1e-6)), dtype=np.float32)
+    return _with_peak_of(sound, wet)
 
 
 def microphone(rng: np.random.Generator, sound: np.ndarray, spread_db: float = 4.0) -> np.ndarray:
@@ -48,7 +48,7 @@ def microphone(rng: np.random.Generator, sound: np.ndarray, spread_db: float = 4
     frequencies = np.maximum(np.fft.rfftfreq(len(sound), 1 / SAMPLE_RATE), knots[0])
     curve = np.interp(np.log(frequencies), np.log(knots), rng.normal(0, spread_db, len(knots)))
     coloured = np.fft.irfft(np.fft.rfft(sound) * 10 ** (curve / 20), len(sound))
-    return np.asarray(coloured * (np.abs(sound).max() / max(float(np.abs(coloured).max()), 1e-6)), dtype=np.float32)
+    return _with_peak_of(sound, coloured)
 
 
 def throat(sound: np.ndarray, factor: float) -> np.ndarray:
@@ -71,7 +71,11 @@ def throat(sound: np.ndarray, factor: float) -> np.ndarray:
     for i in range(_WINDOW // _HOP):
         result[i : i + len(frames)] += shaped[:, i * _HOP : (i + 1) * _HOP]
     other = result.reshape(-1)[_WINDOW : _WINDOW + len(sound)]
-    return np.asarray(other * (np.abs(sound).max() / max(float(np.abs(other).max()), 1e-6)), dtype=np.float32)
+    return _with_peak_of(sound, other)
+
+
+def _with_peak_of(sound: np.ndarray, changed: np.ndarray) -> np.ndarray:
+    return np.asarray(changed * (np.abs(sound).max() / max(float(np.abs(changed).max()), 1e-6)), dtype=np.float32)
 
 
 def gain(sound: np.ndarray, db: float) -> np.ndarray:

@@ -16,6 +16,16 @@ from ..lm.weights import export as published_tensors
 from .lm import Trainer, is_output_layer
 
 
+def check_keep(trainer: Trainer, keep: float) -> None:
+    """Refuse a share of the weights that a run started from which `export` couldn't keep.
+
+    Raises:
+        ConfigError: it is no share, or the run started from no weights.
+    """
+    if not 0 <= keep <= 1 or (keep and trainer.initial is None):
+        raise ConfigError(f"keep is {keep}; expected 0 to 1, and 0 unless the run started from weights (--init).")
+
+
 def export(trainer: Trainer, folder: Path, averaged: bool = True, keep: float = 0.0) -> None:
     """Write a model with its codec and tokenizer, all in half precision, ready for `moshi_mlx.load(folder)`.
 
@@ -31,8 +41,7 @@ def export(trainer: Trainer, folder: Path, averaged: bool = True, keep: float = 
         StorageError: disk full, no permission.
     """
     config = trainer.config
-    if not 0 <= keep <= 1 or (keep and trainer.initial is None):
-        raise ConfigError(f"keep is {keep}; expected 0 to 1, and more than 0 only where a run started from weights.")
+    check_keep(trainer, keep)
     with storage_errors(str(folder)):
         (folder / "codec").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(config.work / "tokenizer.model", folder / "tokenizer.model")
@@ -41,7 +50,7 @@ def export(trainer: Trainer, folder: Path, averaged: bool = True, keep: float = 
     trained = tree_map(lambda p: p, model.parameters())
     if averaged:
         model.update(trainer.average)
-    if trainer.initial is not None:
+    if keep and trainer.initial is not None:
         learned = dict(tree_flatten(model.parameters()))
         model.load_weights([(n, keep * before + (1 - keep) * learned[n]) for n, before in trainer.initial.items()])
     tensors = published_tensors(model)
