@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import moshi_mlx
+from moshi_mlx import _cpu
 
 PRODUCTS = """
 import numpy as np
@@ -45,6 +47,7 @@ def test_products_are_right_whatever_was_loaded_first(imports: str) -> None:
 IDLE = """
 import time
 import moshi_mlx
+from moshi_mlx import _cpu
 import mlx.core as mx
 
 x = mx.random.normal((600, 600))
@@ -67,3 +70,39 @@ def test_threads_sleep_between_steps() -> None:
     if waiting < 0.02:
         pytest.skip("this OpenBLAS has one thread")
     assert busy() < waiting / 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags\t\t: fpu avx avx2 fma avx512f avx512_bf16", "Cooperlake"),
+        ("flags\t\t: fpu avx avx2 fma avx512f", "SkylakeX"),
+        ("flags\t\t: fpu avx avx2 fma", "Haswell"),
+        ("flags\t\t: fpu sse4_2 avx", None),
+        ("Features\t: fp asimd", None),
+    ],
+)
+def test_openblas_is_told_what_the_processor_can_do(flags: str, expected: str | None, tmp_path: Path):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n", encoding="utf-8")
+    assert _cpu._kernels(str(tmp_path / "cpuinfo")) == expected
+
+
+def test_a_system_without_a_list_of_what_the_processor_can_do_leaves_the_choice_to_openblas(tmp_path: Path):
+    assert _cpu._kernels(str(tmp_path / "none")) is None
+
+
+def corename(**settings: str) -> str:
+    code = (
+        "import ctypes, os, moshi_mlx; f = ctypes.CDLL('libopenblas.so.0').openblas_get_corename;"
+        "f.restype = ctypes.c_char_p; print(f().decode(), os.environ.get('OPENBLAS_CORETYPE'))"
+    )
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**kept, **settings}, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+@pytest.mark.skipif(moshi_mlx.BLAS is None or _cpu._kernels() is None, reason="no OpenBLAS that chooses kernels")
+def test_openblas_takes_those_kernels_unless_the_user_names_others():
+    assert corename() == f"{_cpu._kernels()} None"
+    assert corename(OPENBLAS_CORETYPE="Nehalem") == "Nehalem Nehalem"

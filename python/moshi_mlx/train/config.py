@@ -188,6 +188,9 @@ class SemanticConfig:
         layers: of the codec's transformers from now on; 0 adds none.
         own: how much Moshi's voice counts, all others the rest, where the acoustic codebooks are fitted at the end; 0
             leaves them as they are. Afterwards the decoder must learn them (`--parts decoder`).
+        codebooks: teach them, too. Without, they and all that decodes stay as they are: what a language model says
+            with them stays valid, and only what it hears is coded anew (`data --recode --keep-answers`).
+        teachers_first: steps in which only the teachers learn, from the codes as they are.
         rate: learning rate at the beginning of its cosine.
         save: steps between checkpoints.
     """
@@ -199,6 +202,8 @@ class SemanticConfig:
     context: int = 0
     layers: int = 0
     own: float = 0.9
+    codebooks: bool = True
+    teachers_first: int = 0
     rate: float = 1.5e-3
     save: int = 200
 
