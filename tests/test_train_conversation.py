@@ -11,7 +11,7 @@ from train_corpus import make_corpus
 from moshi_mlx.config import FRAME_RATE
 from moshi_mlx.text import TextTokenizer
 from moshi_mlx.train.config import Config, MixConfig
-from moshi_mlx.train.conversation import END_OF_PADDING, PADDING, Conversation, Mixer
+from moshi_mlx.train.conversation import END_OF_PADDING, PADDING, Conversation, Mixer, paused
 from moshi_mlx.train.corpus import Utterance, read_corpus
 from moshi_mlx.train.script import Script
 
@@ -148,6 +148,36 @@ def test_pauses_and_mm_hms_are_what_moshi_is_to_mind(parts: tuple[Script, list[U
     talk = next(t for t in (mixer.draw(random.Random(n)) for n in range(60)) if t.minded.any() and not t.stopping.any())
     assert not talk.speaking[talk.minded].any()
     assert (talk.user[0, talk.minded] == 7).mean() > 0.7
+
+
+def test_pauses_are_put_between_words_and_waited_for(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    script, utterances, tokenizer = parts
+
+    def twice(u: Utterance) -> Utterance:
+        # What is asked, and at once once more, so that there are words enough for a pause between them.
+        begin, again = u.first_frame, u.end - u.start
+        codes = np.concatenate([u.codes[:, : u.end_frame], u.codes[:, begin:]], axis=1)
+        return replace(u, codes=codes, words=(*u.words, *((w, t + again) for w, t in u.words)), end=u.end + again)
+
+    quiet = next(u for u in utterances if u.group == "backgrounds")
+    silent = replace(quiet, codes=np.full_like(quiet.codes, 7))
+    asked = [twice(u) if u.group == "intents" else u for u in utterances if u.group != "backgrounds"]
+    long = [u for u in asked if u.group == "intents"]
+    split = paused(long[0], 2, silent.codes[:, :10])
+    assert split.codes.shape[1] == long[0].codes.shape[1] + 10
+    assert split.end == pytest.approx(long[0].end + 0.8)
+    before = round(split.words[2][1] * FRAME_RATE) - 10
+    assert (split.codes[:, before : before + 10] == 7).all()
+    assert np.array_equal(np.delete(split.codes, np.s_[before : before + 10], axis=1), long[0].codes)
+
+    for share in (0.0, 1.0):
+        mixer = Mixer(script, [*asked, silent], tokenizer, replace(PLAIN, pauses=share, follow_ups=0, out_of_domain=0))
+        talks = [mixer.draw(random.Random(n)) for n in range(20)]
+        minded = [talk.minded & ~talk.stopping for talk in talks]
+        assert any(m.any() for m in minded) == (share > 0)
+        for talk, m in zip(talks, minded, strict=True):
+            assert not talk.speaking[m].any()
+            assert (talk.user[0, m] == 7).all()
 
 
 def test_and_yours_is_answered_for_the_turn_before(parts: tuple[Script, list[Utterance], TextTokenizer]):

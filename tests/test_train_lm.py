@@ -18,6 +18,7 @@ import moshi_mlx
 from moshi_mlx.errors import CheckpointError, ConfigError
 from moshi_mlx.train.__main__ import main
 from moshi_mlx.train.config import Config
+from moshi_mlx.train.corpus import read_corpus, write_shard
 from moshi_mlx.train.export import export
 from moshi_mlx.train.lm import Trainer
 from moshi_mlx.train.loss import Drill, losses, make_batch
@@ -207,6 +208,26 @@ def test_what_a_checkpoint_knew_of_another_codecs_codes_is_forgotten(corpus: Pat
     assert kept[: count + 1] == [i not in (k, count + k) for i in range(count + 1)]
     outputs = [[t.model.lm.depformer.slices[i].linear_out.weight for i in range(count)] for t in (trainer, taught)]
     assert [bool(mx.allclose(a, b, atol=1e-3)) for a, b in zip(*outputs, strict=True)] == [i != k for i in range(count)]
+
+
+def shortened(config: Config, *groups: str) -> Config:
+    """Only what of these groups is there to train on."""
+    path = config.work / "corpus" / "00000.npz"
+    write_shard(path, [u for u in read_corpus(path.parent) if u.split == "train" and u.group in groups])
+    return config
+
+
+def test_a_corpus_too_short_for_held_out_questions_is_trained_on_without_scores(corpus: Path, tmp_path: Path):
+    trainer = Trainer(shortened(work_in(corpus, tmp_path), "answers", "intents"))
+    quietly(trainer, 2)
+    assert trainer.evaluate() == {}
+    export(trainer, tmp_path / "model")
+    moshi_mlx.load(tmp_path / "model")
+
+
+def test_a_corpus_without_questions_is_refused_with_what_to_do(corpus: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no question yet: render more"):
+        Trainer(shortened(work_in(corpus, tmp_path), "answers"))
 
 
 def test_a_run_of_another_model_is_not_resumed(corpus: Path, tmp_path: Path):

@@ -108,39 +108,6 @@ def test_teaching_lowers_the_losses_and_leaves_convolutions_and_acoustic_codeboo
     Mimi.load(tmp_path / "taught")
 
 
-def test_with_fixed_codebooks_nothing_that_decodes_changes_and_answers_keep_their_codes(spoken: Config, tmp_path: Path):
-    config = in_folder(spoken, tmp_path)
-    training = dataclasses.replace(config.semantic_training, codebooks=False, teachers_first=2, own=0.9)
-    config = dataclasses.replace(config, semantic_training=training)
-    trainer = SemanticTrainer(config)
-    batch, start = trainer.batch(0), dict(trainer.free)
-    for step in range(3):
-        trainer.update(batch)
-        trainer.step += 1
-        moved = {n.partition(".")[0] for n, x in trainer.free.items() if not np.array_equal(np.array(x), start[n])}
-        assert ("encoder_transformer" in moved) == (step >= training.teachers_first)
-        assert "teacher" in moved
-    trainer.export(tmp_path / "taught")
-    before, after = (mx.load(str(f / "model.safetensors")) for f in (NANO / "codec", tmp_path / "taught"))
-    changed = {n for n in before if not np.array_equal(np.array(before[n]), np.array(after[n]))}
-    assert changed
-    hearing = (
-        "encoder_transformer.",
-        "downsample.",
-        "quantizer.rvq_first.input_proj.",
-        "quantizer.rvq_rest.input_proj.",
-    )
-    assert all(n.startswith(hearing) for n in changed)
-
-    codes = {u.text: u.codes for u in read_corpus(tmp_path / "corpus") if u.group == "answers"}
-    recode(dataclasses.replace(config, codec=tmp_path / "taught"), keep_answers=True)
-    recoded = read_corpus(tmp_path / "corpus")
-    assert all(np.array_equal(u.codes, codes[u.text]) for u in recoded if u.group == "answers")
-    assert any(
-        not np.array_equal(a.codes, b.codes) for a, b in zip(read_corpus(spoken.work / "corpus"), recoded, strict=True)
-    )
-
-
 def test_before_any_step_the_pass_gives_the_codecs_own_codes(spoken: Config, tmp_path: Path):
     trainer = SemanticTrainer(in_folder(spoken, tmp_path))
     utterances = read_corpus(spoken.work / "corpus")

@@ -37,7 +37,7 @@ def room(rng: np.random.Generator, sound: np.ndarray, seconds: float) -> np.ndar
     length = int(seconds * SAMPLE_RATE)
     tail = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
     response = np.concatenate([[1.0], np.zeros(int(rng.uniform(0.002, 0.01) * SAMPLE_RATE)), 0.04 * tail])
-    size = len(sound) + len(response)
+    size = 1 << (len(sound) + len(response) - 1).bit_length()  # quicker than a length with large prime factors
     wet = np.fft.irfft(np.fft.rfft(sound, size) * np.fft.rfft(response, size), size)[: len(sound)]
     return _with_peak_of(sound, wet)
 

@@ -151,10 +151,6 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
     def learns(self, name: str) -> bool:
         """Whether a tensor of the codec is trained."""
 
-    def learning(self, name: str) -> bool:
-        """Whether a tensor that is trained already learns in this step."""
-        return True
-
     @abstractmethod
     def batch(self, step: int) -> BatchT:
         """What a step learns from, always the same for a step."""
@@ -176,8 +172,7 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         (loss, passed, parts), gradients = mx.value_and_grad(objective)(self.free)
         gradients = self.processes.mean(gradients)
         gradients, norm = optim.clip_grad_norm(gradients, 1.0)
-        moved = self.optimizer.apply_gradients(gradients, self.free)
-        self.free = {name: moved[name] if self.learning(name) else kept for name, kept in self.free.items()}
+        self.free = self.optimizer.apply_gradients(gradients, self.free)
         self.move_codebooks(passed, batch)
         mx.eval(self.free, self.fixed, self.optimizer.state, loss, parts, norm)
         figures = {name: float(np.array(value)) for name, value in {**parts, "loss": loss}.items()}

@@ -81,6 +81,7 @@ class MixConfig:
         wrong_codes: share of the user's codes replaced by random ones.
         near_codes: share of the user's semantic codes replaced by one of their four neighbours in the codebook, as
             another voice would have had it.
+        pauses: share of what users say that gets a pause between two words, beside what was rendered with one.
         stretch: range of rates at which the user's renderings are replayed, frames dropped or doubled.
         user_codebooks: codebooks of the user that the model hears; the rest is -1.
     """
@@ -99,6 +100,7 @@ class MixConfig:
     echoes: float = 0.15
     wrong_codes: float = 0.06
     near_codes: float = 0.0
+    pauses: float = 0.0
     stretch: tuple[float, float] = (1.0, 1.0)
     user_codebooks: int = 1
 
@@ -188,9 +190,6 @@ class SemanticConfig:
         layers: of the codec's transformers from now on; 0 adds none.
         own: how much Moshi's voice counts, all others the rest, where the acoustic codebooks are fitted at the end; 0
             leaves them as they are. Afterwards the decoder must learn them (`--parts decoder`).
-        codebooks: teach them, too. Without, they and all that decodes stay as they are: what a language model says
-            with them stays valid, and only what it hears is coded anew (`data --recode --keep-answers`).
-        teachers_first: steps in which only the teachers learn, from the codes as they are.
         rate: learning rate at the beginning of its cosine.
         save: steps between checkpoints.
     """
@@ -202,8 +201,6 @@ class SemanticConfig:
     context: int = 0
     layers: int = 0
     own: float = 0.9
-    codebooks: bool = True
-    teachers_first: int = 0
     rate: float = 1.5e-3
     save: int = 200
 

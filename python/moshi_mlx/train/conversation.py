@@ -31,6 +31,9 @@ HEARD_LAG = 3
 _LONG_WORD = 0.8
 _PAUSE = 5
 
+# Frames of a pause that is put into an utterance.
+_PAUSES = (6, 14)
+
 # Frames after an interruption on whose silence training insists.
 _STOPPING = 3
 
@@ -158,6 +161,11 @@ class Mixer:
         self._asked = [i for i in script.intents.values() if self._said["intents", i.name]]
         silence = next(iter(self.answers.values())).codes[:, -1]
         self._silence = silence.astype(np.int32)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the corpus holds any question of this split."""
+        return bool(self._asked)
 
     @property
     def silence(self) -> np.ndarray:
@@ -289,6 +297,7 @@ class _Talk:
 
     def __init__(self, conversation: Conversation, rng: random.Random, mixer: Mixer, echo: bool):
         self.conversation = conversation
+        self.background = conversation.user.copy()
         self.rng = rng
         self.mixer = mixer
         self.echo = echo
@@ -298,6 +307,7 @@ class _Talk:
     def ask(self, end: int) -> None:
         """A question that ends in frame `end`, and its answer."""
         said, intent, answer = self.mixer.question(self.rng, None, None)
+        said = self._varied(said)
         found = self._hear(said, end - (said.end_frame - said.first_frame))
         start = found + self.rng.randint(*self.mixer.config.answer_gap)
         self.conversation.turns.append((found, intent.name, answer))
@@ -312,7 +322,9 @@ class _Talk:
         rng, config = self.rng, self.mixer.config
         if rng.random() < 0.05:
             backchannel = self.mixer.backchannel(rng)
-            return position + rng.randint(10, 50) if backchannel is None else self._hear(backchannel, position) + 6
+            if backchannel is None:
+                return position + rng.randint(10, 50)
+            return self._hear(self._varied(backchannel), position) + 6
         opening: int | None = max(0, position - rng.randint(4, 8))
         interrupting = True
         while interrupting:
@@ -321,7 +333,7 @@ class _Talk:
             if opening is not None and said.group != "follow_ups":
                 self.conversation.openings.append(opening)
             opening = None
-            end = self._hear(said, position)
+            end = self._hear(self._varied(said), position)
             self.conversation.turns.append((end, intent.name, answer))
             start = end + rng.randint(*config.answer_gap)
             self.conversation.asked[end : start + 1] = self.mixer.numbers[answer]
@@ -339,18 +351,29 @@ class _Talk:
                 backchannel = self.mixer.backchannel(rng)
                 if backchannel is not None:
                     first = start + rng.randint(3, length - 6)
-                    self._hear(backchannel, first)
+                    self._hear(self._varied(backchannel), first)
                     # Where Moshi would fall silent if it took this for an interruption.
                     earliest, latest = config.stop_gap
                     self.conversation.minded[first + earliest : first + latest + _STOPPING] = True
             self._speak(given, start, stop, late, slipped)
         return start + length + rng.randint(*config.turn_gap)
 
+    def _varied(self, said: Utterance) -> Utterance:
+        """What is said, in training at another rate, and now and then with a pause before one of its words."""
+        rng, config = self.rng, self.mixer.config
+        if self.mixer.split != "train":
+            return said
+        said = stretched(said, rng.uniform(*config.stretch))
+        # Two words before it, two behind it, as in what is rendered with a pause.
+        if len(said.words) > 3 and not _waits(said) and rng.random() < config.pauses:
+            frames = min(rng.randint(*_PAUSES), self.background.shape[1])
+            first = rng.randint(0, self.background.shape[1] - frames)
+            said = paused(said, rng.randint(2, len(said.words) - 2), self.background[:, first : first + frames])
+        return said
+
     def _hear(self, said: Utterance, position: int) -> int:
         """The user speaks from `position` on; returns the frame in which they have ended."""
         talk = self.conversation
-        if self.mixer.split == "train":
-            said = stretched(said, self.rng.uniform(*self.mixer.config.stretch))
         lead = min(said.first_frame, self.rng.randint(1, 3))
         tail = self.rng.randint(1, 4)
         first = said.first_frame - lead
@@ -358,7 +381,7 @@ class _Talk:
         begin = position - lead
         _put(talk.user, codes, begin)
         shift = position - said.first_frame
-        for (word, start), following in zip(said.words, [*[s for _, s in said.words[1:]], said.end], strict=True):
+        for (word, start), following in zip(said.words, _ends(said), strict=True):
             number = self.mixer.vocabulary.get(word.lower(), 0)
             a, b = (shift + HEARD_LAG + int(t * FRAME_RATE) for t in (start, following))
             talk.heard[max(0, a) : max(0, b)] = number
@@ -440,6 +463,25 @@ def stretched(said: Utterance, rate: float) -> Utterance:
     chosen = np.minimum((np.arange(longer) / rate).astype(int), frames - 1)
     words = tuple((word, start * rate) for word, start in said.words)
     return replace(said, codes=said.codes[:, chosen], start=said.start * rate, end=said.end * rate, words=words)
+
+
+def paused(said: Utterance, word: int, quiet: np.ndarray) -> Utterance:
+    """An utterance with a pause, the codes `quiet` [K, n], before the word of that number."""
+    time, frames = said.words[word][1], quiet.shape[1]
+    cut, longer = round(time * FRAME_RATE), frames / FRAME_RATE
+    codes = np.concatenate([said.codes[:, :cut], quiet.astype(said.codes.dtype), said.codes[:, cut:]], axis=1)
+    words = (*said.words[:word], *((text, start + longer) for text, start in said.words[word:]))
+    return replace(said, codes=codes, end=said.end + longer, words=words)
+
+
+def _ends(said: Utterance) -> list[float]:
+    """When each word ends, or the next one starts."""
+    return [*[start for _, start in said.words[1:]], said.end]
+
+
+def _waits(said: Utterance) -> bool:
+    """Whether there already is a pause between an utterance's words."""
+    return any(b - a > _LONG_WORD and b != said.end for (_, a), b in zip(said.words, _ends(said), strict=True))
 
 
 def nearest_codes(book: np.ndarray, count: int = 4) -> np.ndarray:

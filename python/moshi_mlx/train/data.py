@@ -45,13 +45,8 @@ def codec_of(config: Config) -> Encode:
     return run
 
 
-def recode(config: Config, progress: Progress | None = None, keep_answers: bool = False) -> Path:
+def recode(config: Config, progress: Progress | None = None) -> Path:
     """Give the corpus the codes of the configured codec, from the features kept beside it.
-
-    Args:
-        config: the training configuration.
-        progress: shown on it.
-        keep_answers: leave Moshi's answers as they are, for a codec that decodes as the one before did.
 
     What users say is encoded as it will be heard, somewhere in a stream: after silence or noise of up to the context of
     the codec's transformer.
@@ -86,8 +81,6 @@ def recode(config: Config, progress: Progress | None = None, keep_answers: bool 
             latents, _ = mimi.refine_frame(mx.array(x.astype(np.float32)), mimi.encoder_state(len(chosen), steps // 2))
             codes = np.array(mimi.quantize(latents))
             for i, row, latent in zip(chosen, codes, np.array(latents), strict=True):
-                if keep_answers and utterances[i].group == "answers":
-                    continue
                 end, frames = len(streams[i]) // 2, len(features[i][0]) // 2
                 utterances[i] = replace(utterances[i], codes=row[:, end - frames : end])
                 features[i] = features[i][0], latent[end - frames : end]
@@ -200,7 +193,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--recode", action="store_true", help="render nothing; give the corpus this codec's codes, from its features"
     )
-    parser.add_argument("--keep-answers", action="store_true", help="of these, leave Moshi's answers as they are")
     options = parser.parse_args(arguments)
     console = Console()
     if not shutil.which("espeak-ng"):
@@ -209,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = Config.load(options.config, options.work, options.codec)
         with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
             if options.recode:
-                folder = recode(config, progress, options.keep_answers)
+                folder = recode(config, progress)
             else:
                 folder = prepare(config, progress, options.shards, options.jobs)
     except MoshiError as error:

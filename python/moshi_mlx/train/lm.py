@@ -89,7 +89,7 @@ class Trainer:
         """Read the corpus, again if it has grown.
 
         Raises:
-            ConfigError: it is empty.
+            ConfigError: it is empty, or nobody asks anything in it.
         """
         config = self.config
         utterances = read_corpus(config.work / "corpus")
@@ -101,6 +101,8 @@ class Trainer:
             split: Mixer(self.script, utterances, self.tokenizer, config.mix, split, near)
             for split in ("train", "known", "held_out")
         }
+        if not self.mixers["train"].asks:
+            raise ConfigError(f"{config.work}/corpus holds no question yet: render more of it.")
 
     def _start_from(self, folder: Path) -> None:
         files = resolve(folder, parts=["lm", "mimi", "tokenizer"])
@@ -235,11 +237,13 @@ class Trainer:
         mx.eval(self.average)
 
     def evaluate(self, conversations: int = 8) -> dict[str, float]:
-        """Scores of the averaged weights on conversations of held-out voices and wordings."""
+        """Scores of the averaged weights on conversations of held-out voices and wordings, as far as there are any."""
         trained = tree_map(lambda p: p, self.model.lm.parameters())
         self.model.lm.update(self.average)
         result = {}
         for split in ("known", "held_out"):
+            if not self.mixers[split].asks:
+                continue
             drawn = [self.mixers[split].draw(random.Random(f"{split}/{i}")) for i in range(conversations)]
             found = score(self.model.lm, drawn)
             result.update({f"{split} answers": found.answers, f"{split} words": found.words})

@@ -340,13 +340,7 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
 
     def learns(self, name: str) -> bool:
         """Whether a tensor of the codec is trained."""
-        decodes = name.startswith(f"{_FIRST}.output_proj.") and not self.config.semantic_training.codebooks
-        return name.startswith(_LEARNS) and not decodes
-
-    def learning(self, name: str) -> bool:
-        """Whether a tensor that is trained already learns in this step: of the codec none before the teachers can say
-        anything of use to it."""
-        return name.startswith(f"{TEACHER}.") or self.step >= self.config.semantic_training.teachers_first
+        return name.startswith(_LEARNS)
 
     def _teachers(self) -> Tensors:
         """Random weights of what judges the codes; not part of the codec."""
@@ -496,9 +490,7 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         plain = mx.array(draws.random(len(batch.asked)) < 0.5)[:, None, None]
         # Phones at their supposed times show the way; later on, their order counts more.
         guided = max(0.3, 1 - 3 * self.step / self.settings.steps)
-        known = {**self.fixed, **free}
-        taught = {n: x if self.learning(n) else mx.stop_gradient(x) for n, x in known.items()}
-        coded = picked(encode(taught, self.shape, batch.streams), batch.places)
+        coded = picked(encode({**self.fixed, **free}, self.shape, batch.streams), batch.places)
         # As in Mimi's training, half of the examples go on unquantized.
         heard = self._heard(free, mx.where(plain, coded.semantic, coded.words))
         real = batch.real[:, :, None]
@@ -511,11 +503,9 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         wanted = mx.broadcast_to(batch.asked[:, None], at.shape)
         called = mx.broadcast_to((batch.asked > 0).astype(mx.float32)[:, None], at.shape)
         rest, sound = self._as_it_was(batch.latents)
-        # Where no codebook follows, nobody will decode other voices.
-        others = 0.1 if self.config.semantic_training.codebooks else 0.0
-        weight = mx.maximum(batch.own[:, None, None], others) * real
+        weight = (0.1 + 0.9 * batch.own[:, None, None]) * real
         moved = ((coded.rest - rest) ** 2 * weight).sum() / ((rest**2 * weight).sum() + 1e-6)
-        words = coded.words @ known[f"{_FIRST}.output_proj.weight"][:, :, 0].T
+        words = coded.words @ free[f"{_FIRST}.output_proj.weight"][:, :, 0].T
         own = batch.own[:, None, None] * real
         unlike = ((words - sound) ** 2 * own).sum() / ((sound**2 * own).sum() + 1e-6)
         slots = mx.repeat(batch.real, SLOTS, axis=1) * voiced[:, None]
@@ -549,8 +539,6 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
 
     def move_codebooks(self, passed: Encoding, batch: Batch) -> None:
         """Move the semantic codebook; a word that stands for nothing any more moves to some latent."""
-        if not self.config.semantic_training.codebooks:
-            return
         latents = passed.semantic.reshape(-1, passed.semantic.shape[-1])
         found = passed.codes.reshape(-1, 1) == mx.arange(self.shape.bins)
         self.move_means(_BOOK, latents, found.astype(mx.float32) * batch.real.reshape(-1, 1), decay=0.98)
@@ -568,8 +556,7 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         Raises:
             StorageError: disk full, no permission.
         """
-        share = self.config.semantic_training.own
-        if share and self.config.semantic_training.codebooks:
+        if share := self.config.semantic_training.own:
             draws = np.random.default_rng([self.config.train.seed, 3])
             train = self.lessons["train"]
             others = [train[i] for i in draws.permutation(len(train))[:_OTHERS]]
