@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 from making_checkpoints import random_tensors, small_config, write_checkpoint, write_hollow
 
-from moshi_mlx.checkpoint import TensorSpec, check_lm, check_tensors, load_lm_tensors, read_header
+from moshi_mlx.checkpoint import TensorSpec, check_lm, check_tensors, load_lm, load_lm_tensors, read_header
 from moshi_mlx.config import LMConfig
 from moshi_mlx.errors import CheckpointError, InputError
 
@@ -163,6 +163,22 @@ def test_scales_that_fit_no_quantization(tmp_path):
 def test_levels_that_dont_exist(level, model):
     with pytest.raises(InputError, match="expected one of 2, 3, 4, 5, 6, 8, mxfp4, nvfp4"):
         load_lm_tensors(model, LMConfig.from_dict(CONFIG), level)
+
+
+@pytest.mark.parametrize(
+    ("level", "name"), [(None, "text_emb.weight"), (4, "transformer.layers.0.self_attn.out_proj.scales")]
+)
+@pytest.mark.parametrize("value", [mx.nan, mx.inf])
+def test_weights_that_are_no_numbers_are_named(level, name, value, tmp_path):
+    path = (
+        write_quantized(tmp_path, level) if level else write_checkpoint(tmp_path, CONFIG, random_tensors(CONFIG, "mlx"))
+    )
+    load_lm(path.parent)
+    tensors = mx.load(str(path))
+    tensors[name][0, 0] = value
+    write_checkpoint(path.parent, CONFIG, tensors)
+    with pytest.raises(CheckpointError, match=f"1 of .* NaN or infinity: {name.rpartition('.')[0]}.*again"):
+        load_lm(path.parent)
 
 
 def test_check_tensors_serves_any_model(tmp_path):

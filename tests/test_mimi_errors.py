@@ -96,6 +96,15 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path):
         assert part in str(error.value)
 
 
+def test_weights_that_are_no_numbers_are_named(tmp_path):
+    shutil.copy(GOLDEN / "config.json", tmp_path)
+    tensors = mx.load(str(GOLDEN / "model.safetensors"))
+    tensors["encoder.model.0.conv.conv.bias"][1] = mx.nan
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+    with pytest.raises(CheckpointError, match=r"NaN or infinity: encoder\.model\.0\.conv\.conv\.bias"):
+        Mimi.load(tmp_path)
+
+
 def test_a_codec_of_another_shape_is_not_taken_for_the_published_one():
     with pytest.raises(CheckpointError, match="misshapen"):
         Mimi.load(GOLDEN / "model.safetensors")

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import mlx.core as mx
+import numpy as np
+
 from ..errors import CheckpointError
 from .header import TensorInfo
 
@@ -67,6 +70,24 @@ def check_tensors(
         raise CheckpointError(
             f"{path} doesn't hold {what}. {'; '.join(problems)}. Expected {len(expected)} tensors. "
             "Check that config.json and weights belong together; if they do, download the file again."
+        )
+
+
+def check_finite(weights: Mapping[str, mx.array], what: str) -> None:
+    """Refuse weights that hold NaN or infinity: what is computed with them is noise, or nothing.
+
+    Raises:
+        CheckpointError: some do; the message names the first.
+    """
+    floats = {name: x for name, x in weights.items() if mx.issubdtype(x.dtype, mx.floating)}
+    if not floats:
+        return
+    finite = np.array(mx.stack([mx.isfinite(x).all() for x in floats.values()]))
+    wrong = [name for name, right in zip(floats, finite, strict=True) if not right]
+    if wrong:
+        raise CheckpointError(
+            f"{what}: {len(wrong)} of {len(weights)} tensors hold NaN or infinity: {_first(wrong)}. "
+            "The file is damaged, or was made from a model that diverged: download or quantize it again."
         )
 
 

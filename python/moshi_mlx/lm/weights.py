@@ -74,8 +74,10 @@ def build(
         consume: take the tensors out of `tensors`, a dict, so that what is unpacked isn't held in its packed form too.
 
     Raises:
-        CheckpointError: tensors that are stacked here are quantized in different ways.
+        CheckpointError: tensors that are stacked here are quantized in different ways, or some hold NaN or infinity.
     """
+    from ..checkpoint.check import check_finite
+
     quantization = quantization or {}
     precision = precision or choose_precision(tensors, quantization)
     model = LMModel(config)
@@ -101,6 +103,7 @@ def build(
     model.eval()
     # A graph compiled of weights that weren't read yet would read them from the file again at every step.
     mx.eval(model.parameters())
+    check_finite(arrays_of(model.parameters()), "The language model's weights")
     return model
 
 

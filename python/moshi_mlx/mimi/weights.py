@@ -115,12 +115,13 @@ def locate(where: str | Path) -> tuple[Path, MimiConfig]:
 
 
 def read_weights(path: Path, config: MimiConfig) -> dict[str, mx.array]:
-    """Every tensor of a codec's file, checked by name, shape and type before anything is read.
+    """Every tensor of a codec's file, checked by name, shape and type before anything is read, then for NaN.
 
     Raises:
-        CheckpointError: not a safetensors file, cut off, or not a codec of this shape.
+        CheckpointError: not a safetensors file, cut off, not a codec of this shape, or one with NaN or infinity.
     """
     from ..checkpoint import TensorSpec, check_tensors, open_tensors, read_header
+    from ..checkpoint.check import check_finite
 
     found = read_header(path).tensors
     shapes = expected_tensors(config)
@@ -133,6 +134,7 @@ def read_weights(path: Path, config: MimiConfig) -> dict[str, mx.array]:
         what="a Mimi codec of the expected shape",
     )
     tensors = open_tensors(path)
+    check_finite(tensors, str(path))
     return {name: tensors[stored[name]] for name in shapes if stored[name] in tensors} if stored else tensors
 
 
