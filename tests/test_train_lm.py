@@ -22,6 +22,7 @@ from moshi_mlx.train.corpus import read_corpus, write_shard
 from moshi_mlx.train.export import export
 from moshi_mlx.train.lm import Trainer
 from moshi_mlx.train.loss import Drill, losses, make_batch
+from moshi_mlx.train.mean import mean
 from moshi_mlx.train.progress import Progress
 from moshi_mlx.train.script import Script
 from moshi_mlx.train.tokenizer import train_tokenizer
@@ -151,30 +152,39 @@ def test_weights_that_write_with_other_tokens_are_refused_with_what_to_do(corpus
         Trainer(config, init=tmp_path / "model")
 
 
-def test_a_fine_tuned_model_keeps_the_asked_share_of_what_it_started_from(corpus: Path, tmp_path: Path):
-    config = work_in(corpus, tmp_path)
-    export(Trainer(config), tmp_path / "first", averaged=False)
-    trainer = Trainer(config, init=tmp_path / "first")
-    quietly(trainer, 8)
-    found = {}
-    for keep in (0.0, 0.25, 1.0):
-        export(trainer, tmp_path / "tuned", keep=keep)
-        found[keep] = mx.load(str(tmp_path / "tuned" / "model.safetensors"))
-    first = mx.load(str(tmp_path / "first" / "model.safetensors"))
-    moved = 0
-    for name, learned in found[0.0].items():
-        assert mx.allclose(found[1.0][name], first[name], atol=2e-3), name
-        assert mx.allclose(found[0.25][name], 0.25 * first[name] + 0.75 * learned, atol=2e-3), name
-        moved += not mx.allclose(learned, first[name], atol=2e-3)
-    assert moved > 5
-    with pytest.raises(ConfigError, match="started from weights"):
-        export(Trainer(config), tmp_path / "none", keep=0.5)
+def test_the_mean_of_models_lies_between_them(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for seed, run in enumerate(("one", "two")):
+        config = work_in(corpus, tmp_path / run)
+        seeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+        export(Trainer(seeded), tmp_path / run / "model", averaged=False)
+    one, two = (str(tmp_path / run / "model") for run in ("one", "two"))
+    assert main(["mean", one, one, one, two, "--out", str(tmp_path / "mean")]) == 0
+    assert "model in" in capsys.readouterr().out
+    weights = [mx.load(f"{folder}/model.safetensors") for folder in (one, two, str(tmp_path / "mean"))]
+    assert weights[0].keys() == weights[2].keys()
+    for name, x in weights[2].items():
+        assert mx.allclose(x, 0.75 * weights[0][name] + 0.25 * weights[1][name], atol=2e-3), name
+    assert any(not mx.allclose(x, weights[0][name], atol=2e-3) for name, x in weights[2].items())
+    moshi_mlx.load(tmp_path / "mean")
 
 
-def test_keeping_needs_weights_to_start_from(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    work_in(corpus, tmp_path)
-    assert main(["lm", str(tmp_path / "train.yaml"), "--keep", "0.5"]) != 0
-    assert "--init" in capsys.readouterr().out
+def test_models_that_differ_in_more_than_weights_have_no_mean(corpus: Path, tmp_path: Path):
+    export(Trainer(work_in(corpus, tmp_path)), tmp_path / "model")
+    expected = {"config.json": "another shape", "tokenizer.model": "other tokens", "codec": "another codec"}
+    for part, said in expected.items():
+        other = tmp_path / "others" / part
+        shutil.copytree(tmp_path / "model", other)
+        if part == "config.json":
+            about = json.loads((other / part).read_text(encoding="utf-8"))
+            (other / part).write_text(json.dumps({**about, "dim": 32}), encoding="utf-8")
+        elif part == "tokenizer.model":
+            train_tokenizer(Script.load(NANO / "script.yaml"), 1024, other / part)
+        else:
+            tensors = mx.load(str(other / part / "model.safetensors"))
+            tensors["downsample.conv.conv.conv.weight"] += 0.1
+            mx.save_safetensors(str(other / part / "model.safetensors"), tensors)
+        with pytest.raises(ConfigError, match=said):
+            mean([tmp_path / "model", other], tmp_path / "mean")
 
 
 def test_fine_tuning_starts_as_soft_as_the_checkpoint_was_trained(corpus: Path, tmp_path: Path):

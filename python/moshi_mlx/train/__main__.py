@@ -1,4 +1,7 @@
-"""`python -m moshi_mlx.train {lm,codec} CONFIG`: train a language model on a corpus, or fit a codec to its voices."""
+"""`python -m moshi_mlx.train {lm,codec} CONFIG`: train a language model on a corpus, or fit a codec to its voices.
+
+`python -m moshi_mlx.train mean FOLDER ... --out FOLDER` takes the mean of models that started from the same weights.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from ..errors import MoshiError
 from ..files import storage_errors
 from .codec import CodecTrainer
 from .config import Config
-from .export import check_keep, export
+from .export import export
 from .lm import Trainer
+from .mean import mean
 from .progress import Progress
 from .semantic import SemanticTrainer
 
@@ -35,16 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--steps", type=int, help="length of the run, instead of the configured one")
         command.add_argument("--out", type=Path, help="write the result, complete, into this folder")
     lm.add_argument("--init", type=Path, help="start from this checkpoint folder's weights")
-    lm.add_argument(
-        "--keep", type=float, default=0.0, help="share of those weights that the result keeps, 0 to 1 (default 0)"
-    )
     codec.add_argument(
         "--parts", choices=("decoder", "all", "semantic"), help="what to train, instead of what is configured"
     )
+    means = commands.add_parser("mean", help="the mean of models that started from the same weights")
+    means.add_argument("folders", type=Path, nargs="+", help="their folders; named twice, one counts twice")
+    means.add_argument("--out", type=Path, required=True, help="write the result, complete, into this folder")
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        (_train_codec if options.command == "codec" else _train_lm)(options, console)
+        {"codec": _train_codec, "lm": _train_lm, "mean": _mean}[options.command](options, console)
     except MoshiError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return error.exit_code
@@ -59,7 +63,6 @@ def _train_lm(options: argparse.Namespace, console: Console) -> None:
     if options.steps:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=options.steps))
     trainer = Trainer(config, options.init)
-    check_keep(trainer, options.keep)
     going_on = trainer.resume()
     if trainer.processes.rank:
         trainer.run(None)
@@ -69,7 +72,16 @@ def _train_lm(options: argparse.Namespace, console: Console) -> None:
     with Progress(config.work, config.train.steps, console) as progress:
         trainer.run(progress)
     out = options.out or config.work / "model"
-    export(trainer, out, keep=options.keep)
+    export(trainer, out)
+    _say_where(out, console)
+
+
+def _mean(options: argparse.Namespace, console: Console) -> None:
+    mean(options.folders, options.out)
+    _say_where(options.out, console)
+
+
+def _say_where(out: Path, console: Console) -> None:
     console.print(f"model in {out}; make it smaller with: python -m moshi_mlx.quantize {out} FOLDER --bits 8")
 
 

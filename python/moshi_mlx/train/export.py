@@ -4,73 +4,72 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 from ..checkpoint import TensorSpec, write_safetensors
-from ..errors import ConfigError
 from ..files import ResultFile, storage_errors
 from ..lm.weights import export as published_tensors
 from .lm import Trainer, is_output_layer
 
 
-def check_keep(trainer: Trainer, keep: float) -> None:
-    """Refuse a share of the weights that a run started from which `export` couldn't keep.
-
-    Raises:
-        ConfigError: it is no share, or the run started from no weights.
-    """
-    if not 0 <= keep <= 1 or (keep and trainer.initial is None):
-        raise ConfigError(f"keep is {keep}; expected 0 to 1, and 0 unless the run started from weights (--init).")
-
-
-def export(trainer: Trainer, folder: Path, averaged: bool = True, keep: float = 0.0) -> None:
+def export(trainer: Trainer, folder: Path, averaged: bool = True) -> None:
     """Write a model with its codec and tokenizer, all in half precision, ready for `moshi_mlx.load(folder)`.
 
     Args:
         trainer: the run.
         folder: made if missing.
         averaged: take the averaged weights rather than the last ones.
-        keep: share of the weights that the run started from, 0 to 1. What was learned on a small corpus then costs
-            less of what was known before (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
 
     Raises:
-        ConfigError: `keep` is no such share, or the run started from no weights.
         StorageError: disk full, no permission.
     """
     config = trainer.config
-    check_keep(trainer, keep)
-    with storage_errors(str(folder)):
-        (folder / "codec").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(config.work / "tokenizer.model", folder / "tokenizer.model")
-        shutil.copyfile(config.codec / "config.json", folder / "codec" / "config.json")
     model = trainer.model.lm
     trained = tree_map(lambda p: p, model.parameters())
     if averaged:
         model.update(trainer.average)
-    if keep and trainer.initial is not None:
-        learned = dict(tree_flatten(model.parameters()))
-        model.load_weights([(n, keep * before + (1 - keep) * learned[n]) for n, before in trainer.initial.items()])
     tensors = published_tensors(model)
     model.update(trained)
     _silence_unheard(tensors, trainer)
     for name in tensors:
         if is_output_layer(name):
             tensors[name] = config.train.sharpness * tensors[name]
+    write_model(folder, tensors, config.model, config.work / "tokenizer.model", config.codec)
+
+
+def write_model(
+    folder: Path, tensors: dict[str, mx.array], about: Mapping[str, Any], tokenizer: Path, codec: Path
+) -> None:
+    """Write a model's folder, all in half precision.
+
+    Args:
+        folder: made if missing.
+        tensors: of the language model.
+        about: keys of its `config.json`.
+        tokenizer: its file.
+        codec: its folder.
+
+    Raises:
+        StorageError: disk full, no permission.
+    """
+    with storage_errors(str(folder)):
+        (folder / "codec").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tokenizer, folder / "tokenizer.model")
+        shutil.copyfile(codec / "config.json", folder / "codec" / "config.json")
     write_half(folder / "model.safetensors", tensors)
-    codec = mx.load(str(config.codec / "model.safetensors"))
-    assert isinstance(codec, dict)
-    write_half(folder / "codec" / "model.safetensors", codec)
-    about = {
-        **config.model,
-        "moshi_name": "model.safetensors",
-        "mimi_name": "codec",
-        "tokenizer_name": "tokenizer.model",
-    }
+    sound = mx.load(str(codec / "model.safetensors"))
+    assert isinstance(sound, dict)
+    write_half(folder / "codec" / "model.safetensors", sound)
+    names = {"moshi_name": "model.safetensors", "mimi_name": "codec", "tokenizer_name": "tokenizer.model"}
+    # Half precision is not quantized, whatever the model was that this comes of.
+    kept = {key: value for key, value in about.items() if key not in ("quantization", "quantization_config")}
     with ResultFile(folder / "config.json") as file:
-        file.write(json.dumps(about, indent=1).encode())
+        file.write(json.dumps({**kept, **names}, indent=1).encode())
 
 
 def _silence_unheard(tensors: dict[str, mx.array], trainer: Trainer) -> None:

@@ -46,9 +46,6 @@ class Trainer:
         config: the run.
         init: weights to start from, a checkpoint in the published layout (fine-tuning).
 
-    Attributes:
-        initial: those weights by name, as in training.
-
     Raises:
         ConfigError: no corpus yet, or a configuration or weights to start from that don't fit it.
     """
@@ -68,7 +65,6 @@ class Trainer:
         mixer = self.mixers["train"]
         self.model = Trainee(self.lm_config, len(mixer.vocabulary), len(mixer.numbers))
         _small_start(self.model, self.lm_config, config.codec)
-        self.initial: dict[str, mx.array] | None = None
         if init is not None:
             self._start_from(init)
         train = config.train
@@ -123,7 +119,6 @@ class Trainer:
                 if not _akin(files.mimi, self.config.codec, k):
                     self._forget(weights, k)
         self.model.lm.load_weights(list(weights.items()))
-        self.initial = weights
 
     def _forget(self, weights: dict[str, mx.array], k: int) -> None:
         """Start anew with a codebook whose codes are others now: what the model knew of them would mislead it."""
