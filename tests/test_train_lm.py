@@ -178,7 +178,7 @@ def test_models_that_differ_in_more_than_weights_have_no_mean(corpus: Path, tmp_
             about = json.loads((other / part).read_text(encoding="utf-8"))
             (other / part).write_text(json.dumps({**about, "dim": 32}), encoding="utf-8")
         elif part == "tokenizer.model":
-            train_tokenizer(Script.load(NANO / "script.yaml"), 1024, other / part)
+            shutil.copyfile(NANO / part, other / part)
         else:
             tensors = mx.load(str(other / part / "model.safetensors"))
             tensors["downsample.conv.conv.conv.weight"] += 0.1
