@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
-import numpy as np
 
 from ..errors import CheckpointError
 from .header import TensorInfo
@@ -17,6 +16,8 @@ FLOAT = "float"
 
 _FLOATS = ("BF16", "F16", "F32")
 _SHOWN = 3
+_AT_ONCE = 1 << 22
+"""Numbers that are looked at together."""
 
 
 class TensorSpec(NamedTuple):
@@ -80,15 +81,19 @@ def check_finite(weights: Mapping[str, mx.array], what: str) -> None:
         CheckpointError: some do; the message names the first.
     """
     floats = {name: x for name, x in weights.items() if mx.issubdtype(x.dtype, mx.floating)}
-    if not floats:
-        return
-    finite = np.array(mx.stack([mx.isfinite(x).all() for x in floats.values()]))
-    wrong = [name for name, right in zip(floats, finite, strict=True) if not right]
+    wrong = [name for name, x in floats.items() if not _finite(x)]
     if wrong:
         raise CheckpointError(
             f"{what}: {len(wrong)} of {len(weights)} tensors hold NaN or infinity: {_first(wrong)}. "
             "The file is damaged, or was made from a model that diverged: download or quantize it again."
         )
+
+
+def _finite(x: mx.array) -> bool:
+    # Part by part: beside a large model there may be no room for a mask of one of its tensors.
+    flat = x.reshape(-1)
+    parts = (flat[a : a + _AT_ONCE] for a in range(0, flat.size, _AT_ONCE))
+    return all(bool(mx.isfinite(part).all().item()) for part in parts)
 
 
 def _first(names: list[str]) -> str:
