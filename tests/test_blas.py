@@ -47,7 +47,6 @@ def test_products_are_right_whatever_was_loaded_first(imports: str) -> None:
 IDLE = """
 import time
 import moshi_mlx
-from moshi_mlx import _cpu
 import mlx.core as mx
 
 x = mx.random.normal((600, 600))
@@ -58,13 +57,18 @@ print(time.process_time() - before)
 """
 
 
+def printed(code: str, **settings: str) -> str:
+    """What a process prints whose BLAS has these settings alone."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_"))}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True, env=kept | settings)
+    return done.stdout.strip()
+
+
 @pytest.mark.skipif(moshi_mlx.BLAS is None or os.cpu_count() == 1, reason="no threads that could wait")
 def test_threads_sleep_between_steps() -> None:
-    def busy(**more: str) -> float:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_"))}
-        command = [sys.executable, "-c", IDLE]
-        done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True, env=kept | more)
-        return float(done.stdout)
+    def busy(**settings: str) -> float:
+        return float(printed(IDLE, **settings))
 
     waiting = busy(OPENBLAS_THREAD_TIMEOUT="28")
     if waiting < 0.02:
@@ -91,18 +95,18 @@ def test_a_system_without_a_list_of_what_the_processor_can_do_leaves_the_choice_
     assert _cpu._kernels(str(tmp_path / "none")) is None
 
 
-def corename(**settings: str) -> str:
-    code = (
-        "import ctypes, os, moshi_mlx; f = ctypes.CDLL('libopenblas.so.0').openblas_get_corename;"
-        "f.restype = ctypes.c_char_p; print(f().decode(), os.environ.get('OPENBLAS_CORETYPE'))"
-    )
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**kept, **settings}, capture_output=True, text=True, check=True
-    ).stdout.strip()
+CHOSEN = """
+import ctypes
+import os
+import moshi_mlx
+
+name = ctypes.CDLL("libopenblas.so.0").openblas_get_corename
+name.restype = ctypes.c_char_p
+print(name().decode(), os.environ.get("OPENBLAS_CORETYPE"))
+"""
 
 
 @pytest.mark.skipif(moshi_mlx.BLAS is None or _cpu._kernels() is None, reason="no OpenBLAS that chooses kernels")
 def test_openblas_takes_those_kernels_unless_the_user_names_others():
-    assert corename() == f"{_cpu._kernels()} None"
-    assert corename(OPENBLAS_CORETYPE="Nehalem") == "Nehalem Nehalem"
+    assert printed(CHOSEN) == f"{_cpu._kernels()} None"
+    assert printed(CHOSEN, OPENBLAS_CORETYPE="Nehalem") == "Nehalem Nehalem"

@@ -164,7 +164,7 @@ def test_the_mean_of_models_lies_between_them(corpus: Path, tmp_path: Path, caps
     assert weights[0].keys() == weights[2].keys()
     for name, x in weights[2].items():
         assert mx.allclose(x, 0.75 * weights[0][name] + 0.25 * weights[1][name], atol=2e-3), name
-    assert any(not mx.allclose(x, weights[0][name], atol=2e-3) for name, x in weights[2].items())
+    assert sum(not mx.allclose(x, weights[0][name], atol=2e-3) for name, x in weights[2].items()) > 5
     moshi_mlx.load(tmp_path / "mean")
 
 

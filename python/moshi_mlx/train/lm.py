@@ -14,11 +14,12 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from ..checkpoint import load_lm_tensors, resolve
+from ..checkpoint import CheckpointFiles, load_lm_tensors, resolve
 from ..config import LMConfig
 from ..errors import CheckpointError, ConfigError
 from ..files import ResultFile
 from ..layers import on_cpu
+from ..lm import LMModel
 from ..lm.weights import build
 from ..mimi.quantizer import codebook
 from ..precision import Precision
@@ -107,9 +108,7 @@ class Trainer:
         tokens, ours = files.tokenizer, self.config.work / "tokenizer.model"
         if tokens is not None and tokens.read_bytes() != ours.read_bytes():
             raise ConfigError(f"{folder} writes with other tokens than {ours}: copy {tokens} there.")
-        tensors, quantization = load_lm_tensors(files.need("lm"), self.lm_config)
-        loaded = build(self.lm_config, tensors, quantization, Precision(mx.float32, unpack=True))
-        weights = dict(_flat(loaded.parameters()))
+        weights = dict(_flat(unpacked(files).parameters()))
         for name in weights:
             if is_output_layer(name):
                 # Exported sharper than it was trained.
@@ -289,6 +288,16 @@ class Trainer:
         self.step = int(state["step"].item())
         self._update = self._compile()
         return True
+
+
+def unpacked(files: CheckpointFiles) -> LMModel:
+    """A checkpoint's language model in float32, as it is trained.
+
+    Raises:
+        CheckpointError: its file is missing or damaged.
+    """
+    tensors, quantization = load_lm_tensors(files.need("lm"), files.lm_config)
+    return build(files.lm_config, tensors, quantization, Precision(mx.float32, unpack=True), consume=True)
 
 
 def is_output_layer(name: str) -> bool:

@@ -6,17 +6,19 @@ seeds and rates, or of the weights before and after a run, often knows more than
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
-from ..checkpoint import CheckpointFiles, load_lm_tensors, resolve
+from ..checkpoint import CheckpointFiles, resolve
 from ..errors import ConfigError
-from ..lm.weights import build
 from ..lm.weights import export as published_tensors
-from ..precision import Precision
 from .export import write_model
+from .lm import unpacked
+
+_ALIKE = "Give models that `python -m moshi_mlx.train lm` made from the same weights (--init), with the same codec."
 
 
 def mean(folders: Sequence[Path], out: Path) -> None:
@@ -32,26 +34,24 @@ def mean(folders: Sequence[Path], out: Path) -> None:
         ConfigError: the models differ in more than the language model's weights.
         StorageError: disk full, no permission.
     """
-    found = [resolve(folder, parts=["lm", "mimi", "tokenizer"]) for folder in folders]
+    counts = Counter(folders)
+    found = [resolve(folder, parts=["lm", "mimi", "tokenizer"]) for folder in counts]
     first = found[0]
     codec = _codec(first)
     for other in found[1:]:
         if other.lm_config != first.lm_config:
-            raise ConfigError(f"{other.name} holds a model of another shape than {first.name}.")
+            raise ConfigError(f"{other.name} holds a model of another shape than {first.name}. {_ALIKE}")
         if other.need("tokenizer").read_bytes() != first.need("tokenizer").read_bytes():
-            raise ConfigError(f"{other.name} writes with other tokens than {first.name}.")
+            raise ConfigError(f"{other.name} writes with other tokens than {first.name}. {_ALIKE}")
         theirs = _codec(other)
         if theirs.keys() != codec.keys() or not all(mx.array_equal(x, codec[name]) for name, x in theirs.items()):
-            raise ConfigError(f"{other.name} hears and speaks with another codec than {first.name}.")
+            raise ConfigError(f"{other.name} hears and speaks with another codec than {first.name}. {_ALIKE}")
     total: dict[str, mx.array] = {}
-    for files in found:
-        tensors, quantization = load_lm_tensors(files.need("lm"), files.lm_config)
-        model = build(files.lm_config, tensors, quantization, Precision(mx.float32, unpack=True), consume=True)
-        for name, tensor in published_tensors(model).items():
-            total[name] = total[name] + tensor if name in total else tensor
+    for files, count in zip(found, counts.values(), strict=True):
+        for name, tensor in published_tensors(unpacked(files)).items():
+            total[name] = total.get(name, 0) + tensor * (count / len(folders))
         mx.eval(total)
-    tensors = {name: tensor / len(found) for name, tensor in total.items()}
-    write_model(out, tensors, first.config, first.need("tokenizer"), first.need("mimi"))
+    write_model(out, total, first.config, first.need("tokenizer"), first.need("mimi"))
 
 
 def _codec(files: CheckpointFiles) -> dict[str, mx.array]:
