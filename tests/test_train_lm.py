@@ -16,6 +16,7 @@ from train_corpus import NANO, make_corpus
 
 import moshi_mlx
 from moshi_mlx.errors import CheckpointError, ConfigError
+from moshi_mlx.layers import can_compile
 from moshi_mlx.train.__main__ import main
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import read_corpus, write_shard
@@ -130,6 +131,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(corpus: Path, tmp_p
     quietly(resumed, 30)
     left, right = whole.model.lm.text_linear.weight, resumed.model.lm.text_linear.weight
     assert mx.allclose(left, right, atol=1e-5), f"weights differ by {mx.abs(left - right).max().item()}"
+
+
+@pytest.mark.skipif(not can_compile(), reason="no C++ compiler, so MLX can't fuse")
+def test_a_long_run_is_compiled_and_learns_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plain = Trainer(work_in(corpus, tmp_path / "plain"))
+    quietly(plain, 6)
+    monkeypatch.setattr("moshi_mlx.train.lm._WORTH_COMPILING", plain.config.train.steps)
+    fused = Trainer(work_in(corpus, tmp_path / "fused"))
+    quietly(fused, 6)
+    before = Trainer(plain.config).model.lm.text_linear.weight
+    apart = mx.abs(plain.model.lm.text_linear.weight - fused.model.lm.text_linear.weight).max().item()
+    moved = mx.abs(plain.model.lm.text_linear.weight - before).max().item()
+    assert apart < 0.02 * moved, f"weights moved by {moved} and differ by {apart}"
 
 
 def test_fine_tuning_starts_from_a_checkpoint(corpus: Path, tmp_path: Path):

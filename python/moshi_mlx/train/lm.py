@@ -18,7 +18,7 @@ from ..checkpoint import CheckpointFiles, load_lm_tensors, resolve
 from ..config import LMConfig
 from ..errors import CheckpointError, ConfigError
 from ..files import ResultFile
-from ..layers import on_cpu
+from ..layers import can_compile, on_cpu
 from ..lm import LMModel
 from ..lm.weights import build
 from ..mimi.quantizer import codebook
@@ -33,6 +33,8 @@ from .progress import Progress
 from .script import Script
 
 _EMA_EVERY = 8
+_WORTH_COMPILING = 400
+"""Steps of a run from which on a CPU makes up for the minute that compiling takes there."""
 
 Update = Callable[..., tuple[dict[str, mx.array], mx.array]]
 """A step of the optimizer on a batch's arrays: the losses and the gradient's norm."""
@@ -149,8 +151,7 @@ class Trainer:
             optimizer.update(model, gradients)
             return {**parts, "loss" if kind is Batch else "drill": loss}, norm
 
-        if on_cpu():
-            # Compiling takes a minute there and gains nothing: the time goes into matrix products.
+        if not can_compile() or (on_cpu() and train.steps < _WORTH_COMPILING):
             return update
         state = [model.state, optimizer.state]
         compiled: Update = mx.compile(update, inputs=state, outputs=state)
