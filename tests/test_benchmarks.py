@@ -23,6 +23,7 @@ sys.path.append(str(BENCHMARKS))
 import bars  # noqa: E402
 import macs  # noqa: E402
 from common import Figure, question_of  # noqa: E402
+from conversation import Line  # noqa: E402
 from graph_nodes import kernels_of_metal, nodes, watch  # noqa: E402
 from limits import chips, gpu_share, need, verdict  # noqa: E402
 from models import SHAPES, make_lm  # noqa: E402
@@ -143,6 +144,15 @@ def test_a_report_is_ready_to_paste(tmp_path: Path) -> None:
     assert "| random-512-4: " in line
     assert line.count("|") == macs.table().splitlines()[0].count("|")
     assert figure(found, "random-512-4: step, full cache") > figure(found, "random-512-4: limit, full cache") > 0
+
+
+def test_a_share_as_good_as_wanted_is_reached_however_it_was_computed() -> None:
+    wanted = 100 * np.mean([True] * 23 + [False] * 7) - 10
+    for right, reached in ((21, True), (20, True), (19, False)):
+        share = 100 * np.mean([True] * right + [False] * (30 - right))
+        assert Line("room", float(share), float(wanted), True, "%", 30).reached is reached
+    assert not Line("pauses", 7.5, 5.0, False, "%", 40).reached
+    assert Line("pauses", 5.0, 5.0, False, "%", 40).reached
 
 
 def test_a_soak_compares_an_old_conversation_with_a_young_one(tmp_path: Path) -> None:

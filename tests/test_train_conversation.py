@@ -63,26 +63,6 @@ def test_only_the_semantic_codebook_of_the_user_is_heard(parts: tuple[Script, li
         assert (talk.user[1:] == -1).all()
 
 
-def test_a_shifted_code_is_the_same_neighbour_throughout_a_conversation(
-    parts: tuple[Script, list[Utterance], TextTokenizer],
-):
-    highest = max(int(u.codes[0].max()) for u in parts[1])
-    neighbours = (np.arange(highest + 1)[:, None] + np.arange(1, 5)) % (highest + 1)
-    changed = 0
-    for n in range(20):
-        plain, shifted = (
-            Mixer(*parts, replace(PLAIN, shifted_codes=share), neighbours=neighbours).draw(random.Random(n)).user[0]
-            for share in (0.0, 0.3)
-        )
-        became: dict[int, set[int]] = {}
-        for before, after in zip(plain.tolist(), shifted.tolist(), strict=True):
-            became.setdefault(before, set()).add(after)
-            assert after == before or after in neighbours[before]
-        assert all(len(codes) == 1 for codes in became.values()), "a code became one other, not several"
-        changed += sum(codes != {before} for before, codes in became.items())
-    assert changed > 20
-
-
 def test_an_interruption_silences_moshi_within_four_frames(parts: tuple[Script, list[Utterance], TextTokenizer]):
     mixer = Mixer(*parts, replace(PLAIN, interruptions=1.0))
     seen = marked = 0

@@ -81,8 +81,6 @@ class MixConfig:
         wrong_codes: share of the user's codes replaced by random ones.
         near_codes: share of the user's semantic codes replaced by one of their four neighbours in the codebook, as
             another voice would have had it.
-        shifted_codes: share of the semantic codebook's entries in whose place the user's codes have, throughout a
-            conversation, one of those four, as a voice of another accent would.
         pauses: share of what users say that gets a pause between two words, beside what was rendered with one.
         stretch: range of rates at which the user's renderings are replayed, frames dropped or doubled.
         user_codebooks: codebooks of the user that the model hears; the rest is -1.
@@ -102,7 +100,6 @@ class MixConfig:
     echoes: float = 0.15
     wrong_codes: float = 0.06
     near_codes: float = 0.0
-    shifted_codes: float = 0.0
     pauses: float = 0.0
     stretch: tuple[float, float] = (1.0, 1.0)
     user_codebooks: int = 1

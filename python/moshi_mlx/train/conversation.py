@@ -222,12 +222,8 @@ class Mixer:
         K, frames = example.user.shape
         wrong = np.random.default_rng(rng.getrandbits(32))
         if self.split == "train" and self.neighbours is not None:
-            bins, near_ones = self.neighbours.shape
-            shifted = wrong.random(bins) < self.config.shifted_codes
-            others = self.neighbours[np.arange(bins), wrong.integers(0, near_ones, bins)]
-            example.user[0] = np.where(shifted, others, np.arange(bins))[example.user[0]]
             near = np.asarray(wrong.random(frames) < self.config.near_codes)
-            rank = wrong.integers(0, near_ones, int(near.sum()))
+            rank = wrong.integers(0, self.neighbours.shape[1], int(near.sum()))
             example.user[0, near] = self.neighbours[example.user[0, near], rank]
         swap = wrong.random((K, frames)) < self.config.wrong_codes
         example.user[swap] = wrong.integers(0, 1 + int(self.answers_max()), int(swap.sum()))
