@@ -267,7 +267,7 @@ def test_a_minutes_talk_is_continuous_and_in_time(devices: Devices, question: Pa
     offsets = []
     eighth = RATE // 8
     for second in range(1, 59, 6):
-        # By the eighth: while the speaker's reserve fills, the sound lags by a dozen samples or two more every second.
+        # By the eighth: while the speaker's reserve fills, the sound lags more and more.
         for begin in range(second * RATE, (second + 1) * RATE, eighth):
             at, alike = find(moshi[begin : begin + eighth], sound)
             assert alike > 0.9, f"second {begin / RATE} is found with a likeness of {alike}"

@@ -22,7 +22,7 @@ from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import read_corpus, write_shard
 from moshi_mlx.train.export import export
 from moshi_mlx.train.lm import Trainer
-from moshi_mlx.train.loss import Drill, losses, make_batch
+from moshi_mlx.train.loss import Batch, Drill, losses, make_batch
 from moshi_mlx.train.mean import mean
 from moshi_mlx.train.progress import Progress
 from moshi_mlx.train.script import Script
@@ -135,10 +135,15 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(corpus: Path, tmp_p
 
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler, so MLX can't fuse")
 def test_a_long_run_is_compiled_and_learns_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    plain = Trainer(work_in(corpus, tmp_path / "plain"))
+    config = work_in(corpus, tmp_path / "plain")
+    drilled = dataclasses.replace(config.train, drills=0.5, drill_batch=2)
+    config = dataclasses.replace(config, train=drilled)
+    plain = Trainer(config)
+    assert {type(plain.batch(step)) for step in range(6)} == {Batch, Drill}
     quietly(plain, 6)
-    monkeypatch.setattr("moshi_mlx.train.lm._WORTH_COMPILING", plain.config.train.steps)
-    fused = Trainer(work_in(corpus, tmp_path / "fused"))
+    monkeypatch.setattr("moshi_mlx.train.lm._WORTH_COMPILING", drilled.steps)
+    fused = Trainer(dataclasses.replace(work_in(corpus, tmp_path / "fused"), train=drilled))
+    assert type(fused._update) is not type(plain._update), "one of them is compiled"
     quietly(fused, 6)
     before = Trainer(plain.config).model.lm.text_linear.weight
     apart = mx.abs(plain.model.lm.text_linear.weight - fused.model.lm.text_linear.weight).max().item()

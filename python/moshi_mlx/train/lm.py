@@ -34,7 +34,7 @@ from .script import Script
 
 _EMA_EVERY = 8
 _WORTH_COMPILING = 400
-"""Steps of a run from which on a CPU makes up for the minute that compiling takes there."""
+"""Steps of a run that make up for the minute that compiling takes on a CPU."""
 
 Update = Callable[..., tuple[dict[str, mx.array], mx.array]]
 """A step of the optimizer on a batch's arrays: the losses and the gradient's norm."""
