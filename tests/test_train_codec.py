@@ -65,7 +65,7 @@ def test_moshis_crops_have_the_codes_that_they_have_within_their_answer(tmp_path
     late = 0
     for step in range(6):
         crops = trainer.batch(step)
-        for pcm, found in zip(crops.pcm, crops.codes, strict=True):
+        for pcm, found in zip(np.array(crops.pcm), np.array(crops.codes), strict=True):
             number, start = next(
                 (number, start)
                 for number, whole in answers.items()

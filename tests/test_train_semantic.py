@@ -14,10 +14,11 @@ from rich.console import Console
 from train_corpus import NANO, make_corpus
 
 from moshi_mlx.errors import ConfigError
+from moshi_mlx.layers import can_compile
 from moshi_mlx.mimi import Mimi
 from moshi_mlx.mimi.quantizer import codebook
 from moshi_mlx.train.config import Config
-from moshi_mlx.train.corpus import read_corpus
+from moshi_mlx.train.corpus import read_corpus, read_shard, variants_of
 from moshi_mlx.train.data import prepare, recode
 from moshi_mlx.train.progress import Progress
 from moshi_mlx.train.semantic import SemanticTrainer, ctc, encode, fit_codebooks, phones_of
@@ -108,6 +109,66 @@ def test_teaching_lowers_the_losses_and_leaves_convolutions_and_acoustic_codeboo
     Mimi.load(tmp_path / "taught")
 
 
+def keeping(config: Config, **settings: object) -> Config:
+    training = dataclasses.replace(config.semantic_training, keep=True, own=0.9, **settings)
+    return dataclasses.replace(config, semantic_training=training)
+
+
+def test_where_codebooks_are_kept_the_decoder_says_the_same_and_users_get_other_codes(spoken: Config, tmp_path: Path):
+    config = keeping(in_folder(spoken, tmp_path))
+    trainer = SemanticTrainer(config)
+    batch = trainer.batch(0)
+    parts = [trainer.update(batch)[0] for _ in range(8)]
+    assert parts[-1]["phones"] < 0.9 * parts[0]["phones"]
+    trainer.export(tmp_path / "taught")
+    before, after = Mimi.load(NANO / "codec"), Mimi.load(tmp_path / "taught")
+    codes = mx.random.randint(0, 512, (1, 8, 12), key=mx.random.key(1))
+    assert np.array_equal(np.array(before.decode(codes)), np.array(after.decode(codes)))
+    old = read_corpus(config.work / "corpus")
+    recode(dataclasses.replace(config, codec=tmp_path / "taught"))
+    new = read_corpus(config.work / "corpus")
+    assert all(np.array_equal(a.codes, b.codes) for a, b in zip(old, new, strict=True) if a.group == "answers")
+    assert any(not np.array_equal(a.codes, b.codes) for a, b in zip(old, new, strict=True) if a.group == "intents")
+
+
+def test_at_first_the_teachers_alone_learn(spoken: Config, tmp_path: Path):
+    trainer = SemanticTrainer(keeping(in_folder(spoken, tmp_path), listening=2))
+
+    def changed() -> set[str]:
+        before = dict(trainer.free)
+        trainer.update(trainer.batch(trainer.step))
+        trainer.step += 1
+        return {name for name in before if not np.array_equal(np.array(before[name]), np.array(trainer.free[name]))}
+
+    for _ in range(2):
+        assert {name.split(".")[0] for name in changed()} == {"teacher"}
+    assert {name.split(".")[0] for name in changed()} == {"teacher", "encoder_transformer", "downsample", "quantizer"}
+
+
+def test_a_long_run_is_compiled_and_learns_the_same(spoken: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = in_folder(spoken, tmp_path)
+    if not can_compile():
+        pytest.skip("no C++ compiler")
+
+    def losses() -> list[float]:
+        trainer = SemanticTrainer(config)
+        return [trainer.update(trainer.batch(step))[0]["loss"] for step in range(4)]
+
+    built: list[object] = []
+    build = mx.compile
+    plain = losses()
+    monkeypatch.setattr("moshi_mlx.train.codec.WORTH_COMPILING", config.semantic_training.steps)
+    monkeypatch.setattr(mx, "compile", lambda *a, **k: (built.append(a), build(*a, **k))[1])
+    assert losses() == pytest.approx(plain, rel=1e-3)
+    assert built
+
+
+def test_lessons_of_a_step_come_in_few_shapes(spoken: Config, tmp_path: Path):
+    trainer = SemanticTrainer(in_folder(spoken, tmp_path))
+    shapes = {tuple(a.shape for a in trainer.batch(step).arrays()) for step in range(24)}
+    assert 1 < len(shapes) <= 3
+
+
 def test_before_any_step_the_pass_gives_the_codecs_own_codes(spoken: Config, tmp_path: Path):
     trainer = SemanticTrainer(in_folder(spoken, tmp_path))
     utterances = read_corpus(spoken.work / "corpus")
@@ -194,6 +255,23 @@ def test_recoding_with_the_same_codec_leaves_answers_and_hears_users_amid_a_stre
             assert np.mean(old.codes == new.codes) > 0.9
     asked = [np.mean(a.codes == b.codes) for a, b in zip(before, after, strict=True) if a.group == "intents"]
     assert min(asked) < 0.9, "what was heard before changes what is heard"
+
+
+def test_recoding_gives_questions_to_learn_from_variants_and_takes_old_ones_away(spoken: Config, tmp_path: Path):
+    config = in_folder(spoken, tmp_path)
+    recode(dataclasses.replace(config, data=dataclasses.replace(config.data, variants=2)))
+    shard = config.work / "corpus" / "00001.npz"
+    groups = {"intents", "follow_ups", "backchannels", "out_of_domain"}
+    plain = [u for u in read_shard(shard) if u.split == "train" and u.group in groups]
+    variants = [list(read_shard(path)) for path in variants_of(shard)]
+    assert len(variants) == 2
+    for found in variants:
+        assert [u.words for u in found] == [u.words for u in plain]
+        same = np.mean([np.mean(a.codes[0] == b.codes[0]) for a, b in zip(plain, found, strict=True)])
+        assert 0.3 < same < 0.95, "the same said otherwise"
+    assert SemanticTrainer(config).lessons["train"], "files of variants have no features and need none"
+    recode(config)
+    assert not variants_of(shard)
 
 
 def test_recoding_keeps_what_the_quantizer_now_gets(spoken: Config, tmp_path: Path):

@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -23,20 +23,26 @@ import numpy as np
 
 from ..config import FRAME_SIZE, MimiConfig
 from ..errors import CheckpointError
+from ..layers import can_compile, on_cpu
 from ..mimi import Mimi
 from .config import CodecConfig, Config, SemanticConfig
 from .export import write_half
+from .loss import Arrays
 from .mel import mel_distance
-from .parallel import Processes
+from .parallel import WORTH_COMPILING, Processes
 from .progress import Progress
 from .render import Job, perform, plan
 from .script import Script
 
 Tensors = dict[str, mx.array]
-BatchT = TypeVar("BatchT")
+
+
+BatchT = TypeVar("BatchT", bound=Arrays)
 """What a step learns from."""
 PassT = TypeVar("PassT")
-"""What of a step's pass moves the codebooks."""
+"""What of a step's pass moves the codebooks: arrays in lists or tuples."""
+Update = Callable[..., tuple[dict[str, mx.array], mx.array, PassT]]
+"""A step of the optimizer on a batch's arrays: the losses, the gradient's norm, and what was passed through."""
 TEACHER = "teacher"
 """Prefix of what trains along and is no part of the codec."""
 
@@ -120,15 +126,21 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         config: the run; the codec it names is the start.
         settings: how long, and at which rate.
         name: of what is trained, for the checkpoint's file.
+        kind: makes what a step learns from of its arrays.
 
     Raises:
         CheckpointError: no codec there.
     """
 
-    def __init__(self, config: Config, settings: CodecConfig | SemanticConfig, name: str):
+    compiles: ClassVar[bool] = False
+    """If a step can be compiled: `Mimi` computes at once what it derives from weights, which a trace can't hold."""
+
+    def __init__(self, config: Config, settings: CodecConfig | SemanticConfig, name: str, kind: Callable[..., BatchT]):
         self.config = config
         self.settings = settings
         self.name = name
+        self.kind = kind
+        self._updates: dict[tuple[str, ...], Update[PassT]] = {}
         about = config.codec / "config.json"
         if not about.exists():
             raise CheckpointError(f"{config.codec} is no codec folder: no config.json. Name one as 'codec'.")
@@ -163,20 +175,38 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
     def move_codebooks(self, passed: PassT, batch: BatchT) -> None:
         """Move the codebooks that learn, which gradients don't reach."""
 
+    def learning(self) -> tuple[str, ...]:
+        """Names of what learns in the step to come."""
+        return tuple(self.free)
+
     def update(self, batch: BatchT) -> tuple[dict[str, float], float]:
         """One step on a batch: the losses before it, and the gradient's norm."""
-
-        def objective(free: Tensors) -> tuple[mx.array, PassT, dict[str, mx.array]]:
-            return self.losses(free, batch)
-
-        (loss, passed, parts), gradients = mx.value_and_grad(objective)(self.free)
-        gradients = self.processes.mean(gradients)
-        gradients, norm = optim.clip_grad_norm(gradients, 1.0)
-        self.free = self.optimizer.apply_gradients(gradients, self.free)
+        names = self.learning()
+        if names not in self._updates:
+            self._updates[names] = self._compile(names)
+        parts, norm, passed = self._updates[names](*batch.arrays())
         self.move_codebooks(passed, batch)
-        mx.eval(self.free, self.fixed, self.optimizer.state, loss, parts, norm)
-        figures = {name: float(np.array(value)) for name, value in {**parts, "loss": loss}.items()}
-        return figures, float(np.array(norm))
+        mx.eval(self.free, self.fixed, self.optimizer.state, parts, norm)
+        return {name: float(np.array(value)) for name, value in parts.items()}, float(np.array(norm))
+
+    def _compile(self, names: Sequence[str]) -> Update[PassT]:
+        def update(*arrays: mx.array) -> tuple[dict[str, mx.array], mx.array, PassT]:
+            batch = self.kind(*arrays)
+
+            def objective(learning: Tensors) -> tuple[mx.array, PassT, dict[str, mx.array]]:
+                return self.losses({**self.free, **learning}, batch)
+
+            learning = {name: self.free[name] for name in names}
+            (loss, passed, parts), gradients = mx.value_and_grad(objective)(learning)
+            gradients, norm = optim.clip_grad_norm(self.processes.mean(gradients), 1.0)
+            self.free.update(self.optimizer.apply_gradients(gradients, learning))
+            return {**parts, "loss": loss}, norm, passed
+
+        if not self.compiles or not can_compile() or (on_cpu() and self.settings.steps < WORTH_COMPILING):
+            return update
+        known = [self.free, self.fixed, self.optimizer.state]
+        compiled: Update[PassT] = mx.compile(update, inputs=known, outputs=[self.free, self.optimizer.state])
+        return compiled
 
     def move_means(self, book: str, latents: mx.array, chosen: mx.array, decay: float) -> None:
         """Move a codebook's running means of what each codeword stands for, as the published files store them.
@@ -264,22 +294,22 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
 
 
 @dataclass(frozen=True)
-class Crops:
+class Crops(Arrays):
     """What a step learns from: crops of sound [B, T], and of the first ones, which are Moshi's, their codes [b, K, F].
 
     A crop's codes are those it has within its answer, which are what the language model will say.
     """
 
-    pcm: np.ndarray
-    codes: np.ndarray
+    pcm: mx.array
+    codes: mx.array
 
 
-class CodecTrainer(CodecRun[Crops, Coded]):
+class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
     """Learning from sound and what is left of it after encoding and decoding."""
 
     def __init__(self, config: Config):
         self.parts = config.codec_training.parts
-        super().__init__(config, config.codec_training, self.parts)
+        super().__init__(config, config.codec_training, self.parts, Crops)
         self.script = Script.load(config.script)
         jobs = plan(self.script, config.data, config.train.seed)
         spoken = [j for j in jobs if j.group != "backgrounds" and j.split == "train"]
@@ -301,7 +331,7 @@ class CodecTrainer(CodecRun[Crops, Coded]):
         moshi = [self._own_crop(rng) for _ in range(own)]
         pcm = [pcm for pcm, _ in moshi] + [self._crop(rng) for _ in range(size - own)]
         codes = [codes for _, codes in moshi] or [np.zeros((self.shape.n_q, self.settings.frames), np.int32)]
-        return Crops(np.stack(pcm), np.stack(codes)[: len(moshi)])
+        return Crops(mx.array(np.stack(pcm)), mx.array(np.stack(codes)[: len(moshi)]))
 
     def _own_crop(self, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
         """Of an answer, as it will be decoded: at its level, on a frame's edge."""
@@ -327,14 +357,15 @@ class CodecTrainer(CodecRun[Crops, Coded]):
         pcm = perform(job, self.script, self.config.data, self.config.train.seed).pcm
         return np.pad(pcm, (0, max(0, self.settings.frames * FRAME_SIZE - len(pcm))))
 
-    def losses(self, free: Tensors, batch: Crops) -> tuple[mx.array, Coded, dict[str, mx.array]]:
-        """How far what comes out of the codec is from what went in."""
-        tensors = {**self.fixed, **free}
-        pcm = mx.array(batch.pcm)
+    def losses(
+        self, free: Tensors, batch: Crops
+    ) -> tuple[mx.array, tuple[list[mx.array], list[mx.array]], dict[str, mx.array]]:
+        """How far what comes out of the codec is from what went in; latents and codes by codebook."""
+        tensors, pcm = {**self.fixed, **free}, batch.pcm
         if self.parts == "decoder":
             mimi, own = Mimi(tensors, self.shape, self.shape.n_q), len(batch.codes)
             others = mimi.encode(pcm[own:, None]) if own < len(pcm) else mx.zeros((0, *batch.codes.shape[1:]), mx.int32)
-            codes = mx.concatenate([mx.array(batch.codes), others])
+            codes = mx.concatenate([batch.codes, others])
             sound = decoded(mimi, words_of(mimi, mx.stop_gradient(codes)))
             coded = Coded(sound, mx.zeros(()), [], [])
         else:
@@ -342,13 +373,14 @@ class CodecTrainer(CodecRun[Crops, Coded]):
         parts = {"mel": mel_distance(coded.pcm, pcm), "wave": mx.abs(coded.pcm - pcm).mean()}
         if self.parts == "all":
             parts["commitment"] = coded.commitment
-        return parts["mel"] + 2 * parts["wave"] + parts.get("commitment", mx.zeros(())), coded, parts
+        loss = parts["mel"] + 2 * parts["wave"] + parts.get("commitment", mx.zeros(()))
+        return loss, (coded.latents, coded.codes), parts
 
-    def move_codebooks(self, passed: Coded, batch: Crops) -> None:
+    def move_codebooks(self, passed: tuple[list[mx.array], list[mx.array]], batch: Crops) -> None:
         """Move all of them, unless the codes are to stay as they are."""
         if self.parts == "decoder":
             return
-        for k, (latents, codes) in enumerate(zip(passed.latents, passed.codes, strict=True)):
+        for k, (latents, codes) in enumerate(zip(*passed, strict=True)):
             part = "rvq_first.vq.layers.0" if k == 0 else f"rvq_rest.vq.layers.{k - 1}"
             chosen = (codes[:, None] == mx.arange(self.shape.bins)).astype(mx.float32)
             self.move_means(f"quantizer.{part}._codebook", latents, chosen, decay=0.99)

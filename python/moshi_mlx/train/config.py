@@ -35,6 +35,8 @@ class DataConfig:
         judge: package with faster-whisper weights for word times; none estimates them from the letters.
         text_card: size of the text vocabulary.
         shard: utterances in one file of the corpus.
+        variants: further codes that each question to learn from gets when the corpus is recoded, from features that
+            are disturbed as other voices and microphones might.
         features: keep what the codec's convolutions make of the sounds, for teaching the semantic codebook: half a
             gigabyte for 15 hours with nano's codec.
     """
@@ -55,6 +57,7 @@ class DataConfig:
     judge: str | None = None
     text_card: int = 1024
     shard: int = 256
+    variants: int = 0
     features: bool = False
 
 
@@ -190,6 +193,9 @@ class SemanticConfig:
         layers: of the codec's transformers from now on; 0 adds none.
         own: how much Moshi's voice counts, all others the rest, where the acoustic codebooks are fitted at the end; 0
             leaves them as they are. Afterwards the decoder must learn them (`--parts decoder`).
+        keep: leave the codebooks as they are: what the decoder makes of codes, and what a language model says with
+            them, stays valid. What users say gets other codes, Moshi's answers keep theirs where the corpus is recoded.
+        listening: steps at the start in which the teachers alone learn.
         rate: learning rate at the beginning of its cosine.
         save: steps between checkpoints.
     """
@@ -201,6 +207,8 @@ class SemanticConfig:
     context: int = 0
     layers: int = 0
     own: float = 0.9
+    keep: bool = False
+    listening: int = 0
     rate: float = 1.5e-3
     save: int = 200
 

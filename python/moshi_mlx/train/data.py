@@ -11,7 +11,7 @@ import itertools
 import multiprocessing
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +25,32 @@ from ..config import MimiConfig
 from ..errors import MoshiError
 from ..mimi import Mimi
 from .config import Config
-from .corpus import alike, convolutions_of, read_features, read_shard, shards_with_features, write_features, write_shard
+from .corpus import (
+    alike,
+    convolutions_of,
+    disturbed,
+    read_features,
+    read_shard,
+    shards_with_features,
+    spread_of,
+    variant_of,
+    variants_of,
+    write_features,
+    write_shard,
+)
 from .render import Encode, Encoded, Job, Sound, encode, perform, plan
-from .script import Script
+from .script import OUT_OF_DOMAIN, Script
 from .tokenizer import train_tokenizer
 from .word_times import align_answers
 
 _TOGETHER = 2400
 """Steps of utterances that are encoded anew together."""
+_SAMPLE = 8
+"""Files of the corpus from which the features' spread is taken."""
+_DISTURBED = (0.25, 0.25)
+"""Of that spread, how far variants are moved as a whole and frame by frame, at most."""
+_USERS = ("intents", "follow_ups", "backchannels", OUT_OF_DOMAIN)
+"""Groups of utterances that get variants."""
 
 
 def codec_of(config: Config) -> Encode:
@@ -49,7 +67,8 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
     """Give the corpus the codes of the configured codec, from the features kept beside it.
 
     What users say is encoded as it will be heard, somewhere in a stream: after silence or noise of up to the context of
-    the codec's transformer.
+    the codec's transformer. Questions to learn from get as many variants as configured, in files of their own. Moshi's
+    answers keep their codes where the codec's codebooks were kept.
 
     Returns:
         The corpus' folder.
@@ -60,6 +79,9 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
     """
     shards = shards_with_features(config.work)
     mimi, convolutions = Mimi.load(config.codec), convolutions_of(config.codec)
+    kept = config.semantic_training.keep
+    sample = shards[:: -(-len(shards) // _SAMPLE)]
+    spread = spread_of(x for _, beside in sample for x, _ in read_features(beside, convolutions))
     task = progress.add_task("encoding", total=len(shards)) if progress else None
     backgrounds = [
         convolved
@@ -71,24 +93,43 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
         draws = np.random.default_rng([config.train.seed, number])
         utterances = list(read_shard(path))
         features = read_features(beside, convolutions)
-        streams = [
-            convolved if u.group in ("answers", "backgrounds") else _behind(convolved, backgrounds, mimi.config, draws)
-            for u, (convolved, _) in zip(utterances, features, strict=True)
-        ]
-        for chosen in alike([len(x) for x in streams], _TOGETHER):
-            steps = len(streams[chosen[-1]])
-            x = np.stack([np.pad(streams[i], ((0, steps - len(streams[i])), (0, 0))) for i in chosen])
-            latents, _ = mimi.refine_frame(mx.array(x.astype(np.float32)), mimi.encoder_state(len(chosen), steps // 2))
-            codes = np.array(mimi.quantize(latents))
-            for i, row, latent in zip(chosen, codes, np.array(latents), strict=True):
-                end, frames = len(streams[i]) // 2, len(features[i][0]) // 2
-                utterances[i] = replace(utterances[i], codes=row[:, end - frames : end])
-                features[i] = features[i][0], latent[end - frames : end]
+        streams = {
+            i: convolved
+            if u.group in ("answers", "backgrounds")
+            else _behind(convolved, backgrounds, mimi.config, draws)
+            for i, (u, (convolved, _)) in enumerate(zip(utterances, features, strict=True))
+            if not (kept and u.group == "answers")
+        }
+        for i, codes, latents in _encoded(mimi, streams):
+            frames = utterances[i].codes.shape[1]
+            utterances[i] = replace(utterances[i], codes=codes[:, -frames:])
+            features[i] = features[i][0], latents[-frames:]
         write_features(beside, features, convolutions)
         write_shard(path, utterances)
+        for old in variants_of(path):
+            old.unlink()
+        asked = [i for i, u in enumerate(utterances) if u.split == "train" and u.group in _USERS]
+        for variant in range(1, 1 + config.data.variants if asked else 1):
+            others = {i: disturbed(features[i][0], spread, draws, _DISTURBED) for i in asked}
+            streams = {i: _behind(x, backgrounds, mimi.config, draws) for i, x in others.items()}
+            found = {i: codes[:, -utterances[i].codes.shape[1] :] for i, codes, _ in _encoded(mimi, streams)}
+            write_shard(variant_of(path, variant), [replace(utterances[i], codes=found[i]) for i in asked])
         if progress and task is not None:
             progress.advance(task)
     return config.work / "corpus"
+
+
+def _encoded(mimi: Mimi, streams: Mapping[int, np.ndarray]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Number, codes [K, F] and latents [F, C] of each stream of the convolutions' output [2 F, C]."""
+    numbers = list(streams)
+    for some in alike([len(x) for x in streams.values()], _TOGETHER):
+        chosen = [numbers[k] for k in some]
+        steps = len(streams[chosen[-1]])
+        x = np.stack([np.pad(streams[i], ((0, steps - len(streams[i])), (0, 0))) for i in chosen])
+        latents, _ = mimi.refine_frame(mx.array(x.astype(np.float32)), mimi.encoder_state(len(chosen), steps // 2))
+        for i, codes, latent in zip(chosen, np.array(mimi.quantize(latents)), np.array(latents), strict=True):
+            end = len(streams[i]) // 2
+            yield i, codes[:, :end], latent[:end]
 
 
 def _behind(

@@ -28,13 +28,11 @@ from .config import Config
 from .conversation import Conversation, Mixer, nearest_codes
 from .corpus import read_corpus
 from .loss import Batch, Drill, Trainee, listening_losses, losses, make_batch, make_drill, score, total
-from .parallel import Processes
+from .parallel import WORTH_COMPILING, Processes
 from .progress import Progress
 from .script import Script
 
 _EMA_EVERY = 8
-_WORTH_COMPILING = 400
-"""Steps of a run that make up for the minute that compiling takes on a CPU."""
 
 Update = Callable[..., tuple[dict[str, mx.array], mx.array]]
 """A step of the optimizer on a batch's arrays: the losses and the gradient's norm."""
@@ -151,7 +149,7 @@ class Trainer:
             optimizer.update(model, gradients)
             return {**parts, "loss" if kind is Batch else "drill": loss}, norm
 
-        if not can_compile() or (on_cpu() and train.steps < _WORTH_COMPILING):
+        if not can_compile() or (on_cpu() and train.steps < WORTH_COMPILING):
             return update
         state = [model.state, optimizer.state]
         compiled: Update = mx.compile(update, inputs=state, outputs=state)

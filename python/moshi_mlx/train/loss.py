@@ -24,14 +24,16 @@ DEFAULT_WEIGHTS = {
 }  # fmt: skip
 
 
-class _Arrays:
+class Arrays:
+    """What a step learns from."""
+
     def arrays(self) -> list[mx.array]:
         """All fields in order, for a compiled function."""
         return [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
-class Batch(_Arrays):
+class Batch(Arrays):
     """Conversations as the model is trained on them; R frames are those of the depth transformer.
 
     Attributes:
@@ -148,7 +150,7 @@ class Trainee(nn.Module):
 
 
 @dataclass(frozen=True)
-class Drill(_Arrays):
+class Drill(Arrays):
     """Questions as the temporal transformer is trained on them; fields as in `Batch`."""
 
     inputs: mx.array

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,16 @@ from ..mimi.quantizer import codebook
 from ..mimi.transformer import Transformer
 from .codec import TEACHER, CodecRun, Tensors
 from .config import Config
-from .corpus import Utterance, convolutions_of, read_features, read_shard, shards_with_features
+from .corpus import (
+    Utterance,
+    convolutions_of,
+    disturbed,
+    read_features,
+    read_shard,
+    shards_with_features,
+    spread_of,
+)
+from .loss import Arrays
 from .script import OUT_OF_DOMAIN, normalize
 from .voices import SynthesisError
 
@@ -40,8 +49,12 @@ SLOTS = 2
 """Phones that a frame can stand for: at 12.5 frames a second there is more than one in many."""
 _AFTER_END = 3
 """Frames from a question's end on in which the teacher says what was asked."""
-_POOL = 8
-"""Batches that are drawn at once and sorted by length."""
+_LENGTHS = (0.5, 0.75, 1.0)
+"""Of the longest lessons, those up to which lessons are taken together: a compiled step needs few shapes."""
+_DISTURBED = (0.15, 0.2)
+"""Of the features' spread, how far lessons are moved as a whole and frame by frame, at most."""
+_APART = 4
+"""Frames between two lessons that a stream has room for."""
 _UNUSED = 0.02
 """Running mean of the uses a step below which a codeword stands for nothing."""
 _TEACHER_LAYERS = 2
@@ -238,7 +251,7 @@ def look_up(tensors: Tensors, semantic: mx.array) -> tuple[mx.array, mx.array]:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Arrays):
     """Lessons of like lengths, padded, somewhere in streams.
 
     Attributes:
@@ -246,6 +259,8 @@ class Batch:
         places: of each lesson's frames among all S T of the streams, int32 [B, F].
         spoken: the phone of each slot, int32 [B, SLOTS F].
         real: 1 for a lesson's frames, 0 for those behind it, [B, F].
+        plain: 1 for lessons of which teachers get what was looked up instead of codewords, [B].
+        guided: how much it counts that phones are found at their supposed times, [1].
 
     All others as in `Lesson`.
     """
@@ -260,6 +275,23 @@ class Batch:
     ends: mx.array
     own: mx.array
     real: mx.array
+    plain: mx.array
+    guided: mx.array
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Lessons of like lengths.
+
+    Attributes:
+        frames: the most that one has.
+        phones: the most that one has.
+        lessons: those to learn from.
+    """
+
+    frames: int
+    phones: int
+    lessons: Sequence[Lesson]
 
 
 def _draw(*shape: int) -> mx.array:
@@ -282,7 +314,7 @@ def _layer(name: str, shape: MimiConfig, branches: float) -> Tensors:
     return layer
 
 
-class SemanticTrainer(CodecRun[Batch, Encoding]):
+class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
     """One run of teaching the semantic codebook.
 
     Raises:
@@ -291,9 +323,13 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         SynthesisError: no espeak-ng.
     """
 
+    compiles = True
+
     def __init__(self, config: Config):
-        super().__init__(config, config.semantic_training, "semantic")
-        self.start = {**self.fixed, **self.free}
+        super().__init__(config, config.semantic_training, "semantic", Batch)
+        # Copies: a compiled step may refer to nothing beside its inputs that is one of them, or still to be computed.
+        self.start = {name: mx.array(tensor) for name, tensor in {**self.fixed, **self.free}.items()}
+        mx.eval(self.start)
         mx.random.seed(config.train.seed)
         self._deepen(config.semantic_training.layers or self.shape.num_layers)
         self.shape = replace(self.shape, context=config.semantic_training.context or self.shape.context)
@@ -322,10 +358,20 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
             lesson = Lesson(convolved, latents, said, times, asked, min(u.end_frame, limit), own)
             if len(said) < SLOTS * len(latents):
                 self.lessons["own" if own else u.split].append(lesson)
-        sample = np.concatenate([x.convolved for x in self.lessons["train"][::17]]).astype(np.float32)
-        self.spread = sample.std(axis=0)
+        self.spread = spread_of(x.convolved for x in self.lessons["train"][::17])
+        self.kinds_of_length = list(self._by_length())
         self.free.update(self._teachers())
         self.optimizer.init(self.free)
+
+    def _by_length(self) -> Iterator[Kind]:
+        shorter = 0
+        for share in _LENGTHS:
+            frames = round(share * self.settings.frames)
+            fitting = [x for x in self.lessons["train"] if shorter < len(x.latents) <= frames]
+            shorter = frames
+            own = [x for x in self.lessons["own"] if len(x.latents) <= frames]
+            if fitting:
+                yield Kind(frames, max(len(x.phones) for x in fitting + own), fitting)
 
     def _timed(self, utterance: Utterance, phones: Mapping[str, list[str]]) -> tuple[tuple[int, ...], np.ndarray]:
         """The phones of an utterance, and about when each starts: a word's spread over its time."""
@@ -340,7 +386,8 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
 
     def learns(self, name: str) -> bool:
         """Whether a tensor of the codec is trained."""
-        return name.startswith(_LEARNS)
+        kept = self.config.semantic_training.keep and name.startswith(f"{_FIRST}.output_proj.")
+        return name.startswith(_LEARNS) and not kept
 
     def _teachers(self) -> Tensors:
         """Random weights of what judges the codes; not part of the codec."""
@@ -377,68 +424,73 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
 
     def batch(self, step: int) -> Batch:
         """The lessons of a step, always the same: of like lengths, an eighth of them in Moshi's voice."""
-        pool, part = divmod(step, _POOL)
         size = self.settings.batch
         rank = self.processes.rank
-        rng = random.Random(f"{self.config.train.seed}/{pool}/{rank}")
-        own = max(1, size // 8)
-        drawn = [rng.choice(self.lessons["train"]) for _ in range(_POOL * (size - own))]
-        drawn.sort(key=lambda lesson: len(lesson.latents))
-        chosen = drawn[part * (size - own) : (part + 1) * (size - own)]
+        rng = random.Random(f"{self.config.train.seed}/{step}")
+        # All processes take lessons of one kind: the shorter wouldn't wait for the longer.
+        (kind,) = rng.choices(self.kinds_of_length, [len(kind.lessons) for kind in self.kinds_of_length])
+        rng = random.Random(f"{self.config.train.seed}/{step}/{rank}")
         draws = np.random.default_rng([self.config.train.seed, step, rank])
-        varied = [self._vary(lesson, draws) for lesson in chosen]
-        moshi = [self._crop(rng.choice(self.lessons["own"]), varied, draws) for _ in range(own)]
-        return self._stack(moshi, varied, draws)
+        own = [self._crop(rng.choice(self.lessons["own"]), kind.frames, draws) for _ in range(max(1, size // 8))]
+        varied = [self._vary(rng.choice(kind.lessons), kind.frames, draws) for _ in range(size - len(own))]
+        # Phones at their supposed times show the way; later on, their order counts more.
+        guided = max(0.3, 1 - 3 * step / self.settings.steps)
+        return self._stack(own, varied, draws, kind.frames, kind.phones, guided)
 
-    def _vary(self, lesson: Lesson, draws: np.random.Generator) -> Lesson:
+    def _vary(self, lesson: Lesson, most: int, draws: np.random.Generator) -> Lesson:
         """Slower or faster, in another voice's average spectrum, with noise; the frames' number stays even at 25 Hz."""
         frames = len(lesson.latents)
-        longer = min(max(round(frames * draws.uniform(0.9, 1.15)), 1), self.settings.frames)
+        longer = min(max(round(frames * draws.uniform(0.9, 1.15)), 1), most)
         if len(lesson.phones) >= SLOTS * longer:
             longer = frames
         chosen = np.minimum((np.arange(2 * longer) * (frames / longer)).astype(int), 2 * frames - 1)
-        x = lesson.convolved[chosen].astype(np.float32)
-        x += self.spread * draws.normal(0, draws.uniform(0, 0.15), x.shape[1])
-        x += self.spread * draws.normal(0, draws.uniform(0, 0.2), x.shape)
+        x = disturbed(lesson.convolved[chosen], self.spread, draws, _DISTURBED)
         latents = lesson.latents[np.minimum((np.arange(longer) * (frames / longer)).astype(int), frames - 1)]
         end = round(lesson.end * longer / frames)
         times = lesson.times * (longer / frames)
         return replace(lesson, convolved=x.astype(np.float16), latents=latents, times=times, end=end)
 
-    def _crop(self, lesson: Lesson, beside: Sequence[Lesson], draws: np.random.Generator) -> Lesson:
-        """All of an answer, or of one that is longer than its neighbours a part, without its phones.
+    def _crop(self, lesson: Lesson, most: int, draws: np.random.Generator) -> Lesson:
+        """All of an answer, or of one of more frames than `most` a part, without its phones.
 
         Only a part that starts with the answer shows what the codec made of it, which knew what came before.
         """
-        longest = max(len(x.latents) for x in beside)
-        if len(lesson.latents) <= longest:
+        if len(lesson.latents) <= most:
             return lesson
-        start = int(draws.integers(0, len(lesson.latents) - longest + 1)) if draws.random() < 0.5 else 0
-        end = start + longest
+        start = int(draws.integers(0, len(lesson.latents) - most + 1)) if draws.random() < 0.5 else 0
+        end = start + most
         convolved, latents = lesson.convolved[2 * start : 2 * end], lesson.latents[start:end]
-        return Lesson(convolved, latents, (), np.zeros(1), 0, longest, own=start == 0)
+        return Lesson(convolved, latents, (), np.zeros(1), 0, most, own=start == 0)
 
-    def _stack(self, opening: Sequence[Lesson], lessons: Sequence[Lesson], draws: np.random.Generator) -> Batch:
-        """Put lessons into streams, each where there is room; those `opening` one each get its start."""
-        streams: list[np.ndarray] = []
-        ends: list[int] = []
-        starts: list[int] = []
-        for i, lesson in enumerate([*opening, *lessons]):
-            n, gap = len(lesson.latents), int(draws.integers(*_GAPS[int(draws.random() < 0.25)]))
-            fits = (k for k, end in enumerate(ends) if end + gap + n <= self._stream)
-            stream = None if i < len(opening) else next(fits, None)
-            if stream is None:
-                # What a stream starts with has nothing before it, or a silence.
-                start = 0 if i < len(opening) or draws.random() < 0.4 else min(gap, self._stream - n)
-                stream = len(streams)
-                streams.append(self._background(draws))
-                ends.append(0)
-            else:
-                start = ends[stream] + gap
-            ends[stream] = start + n
-            streams[stream][2 * start : 2 * ends[stream]] = lesson.convolved
-            starts.append(stream * self._stream + start)
-        return self._collected([*opening, *lessons], streams, starts)
+    def _stack(
+        self,
+        opening: Sequence[Lesson],
+        lessons: Sequence[Lesson],
+        draws: np.random.Generator,
+        frames: int = 0,
+        phones: int = 0,
+        guided: float = 1.0,
+    ) -> Batch:
+        """Put lessons into streams, those `opening` one each at its start; padded to as many `frames` and `phones`."""
+        both = [*opening, *lessons]
+        frames = max(frames, *(len(x.latents) for x in both))
+        count = max(len(opening), -(-len(both) // max(1, self._stream // (frames + _APART))))
+        streams = [self._background(draws) for _ in range(count)]
+        starts = [0] * len(both)
+        for k, stream in enumerate(streams):
+            here = range(k, len(both), count)
+            gaps = [int(draws.integers(*_GAPS[int(draws.random() < 0.25)])) for _ in here]
+            # What a stream starts with has nothing before it, or a silence.
+            gaps[0] = 0 if k < len(opening) or draws.random() < 0.4 else gaps[0]
+            room = self._stream - sum(len(both[i].latents) for i in here)
+            position = 0
+            for gap, i in zip(gaps, here, strict=True):
+                start = position + min(gap, room)
+                room -= start - position
+                position = start + len(both[i].latents)
+                stream[2 * start : 2 * position] = both[i].convolved
+                starts[i] = k * self._stream + start
+        return self._collected(both, streams, starts, (frames, phones), draws, guided)
 
     def _background(self, draws: np.random.Generator) -> np.ndarray:
         """What the convolutions make of a stream in which nobody speaks, [2 T, C]."""
@@ -447,10 +499,17 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         background = self.backgrounds[int(draws.integers(len(self.backgrounds)))].astype(np.float32)
         return np.resize(background, (2 * self._stream, background.shape[1]))
 
-    def _collected(self, lessons: Sequence[Lesson], streams: Sequence[np.ndarray], starts: Sequence[int]) -> Batch:
-        B = len(lessons)
-        frames = max(len(x.latents) for x in lessons)
-        width = max(1, *(len(x.phones) for x in lessons))
+    def _collected(
+        self,
+        lessons: Sequence[Lesson],
+        streams: Sequence[np.ndarray],
+        starts: Sequence[int],
+        shape: tuple[int, int],
+        draws: np.random.Generator,
+        guided: float,
+    ) -> Batch:
+        B, frames = len(lessons), shape[0]
+        width = max(1, shape[1], *(len(x.phones) for x in lessons))
         places = np.zeros((B, frames), np.int32)
         latents = np.zeros((B, frames, lessons[0].latents.shape[1]), np.float32)
         spoken = np.zeros((B, SLOTS * frames), np.int32)
@@ -476,6 +535,9 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
             mx.array(np.array([x.end for x in lessons], np.int32)),
             mx.array(np.array([x.own for x in lessons], np.float32)),
             mx.array(real),
+            # As in Mimi's training, half of the examples go on unquantized.
+            mx.array((draws.random(B) < 0.5).astype(np.float32)),
+            mx.array([guided]),
         )
 
     @property
@@ -484,15 +546,19 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
 
     # The passes.
 
-    def losses(self, free: Tensors, batch: Batch) -> tuple[mx.array, Encoding, dict[str, mx.array]]:
-        """How well the teachers tell what is said from the codewords, and how far all else has moved."""
-        draws = np.random.default_rng([self.config.train.seed, self.step, 2])
-        plain = mx.array(draws.random(len(batch.asked)) < 0.5)[:, None, None]
-        # Phones at their supposed times show the way; later on, their order counts more.
-        guided = max(0.3, 1 - 3 * self.step / self.settings.steps)
-        coded = picked(encode({**self.fixed, **free}, self.shape, batch.streams), batch.places)
-        # As in Mimi's training, half of the examples go on unquantized.
-        heard = self._heard(free, mx.where(plain, coded.semantic, coded.words))
+    def learning(self) -> tuple[str, ...]:
+        """Names of what learns in the step to come: at first the teachers alone."""
+        alone = self.step < self.config.semantic_training.listening
+        return tuple(name for name in self.free if name.startswith(f"{TEACHER}.") or not alone)
+
+    def losses(self, free: Tensors, batch: Batch) -> tuple[mx.array, tuple[mx.array, mx.array], dict[str, mx.array]]:
+        """How well the teachers tell what is said from the codewords, and how far all else has moved.
+
+        Besides what was looked up, [B, F, width], and the codes, int32 [B, F].
+        """
+        known = {**self.fixed, **free}
+        coded = picked(encode(known, self.shape, batch.streams), batch.places)
+        heard = self._heard(free, mx.where(batch.plain[:, None, None] > 0, coded.semantic, coded.words))
         real = batch.real[:, :, None]
         count = batch.real.sum()
         voiced = (batch.lengths > 0).astype(mx.float32)
@@ -505,7 +571,7 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         rest, sound = self._as_it_was(batch.latents)
         weight = (0.1 + 0.9 * batch.own[:, None, None]) * real
         moved = ((coded.rest - rest) ** 2 * weight).sum() / ((rest**2 * weight).sum() + 1e-6)
-        words = coded.words @ free[f"{_FIRST}.output_proj.weight"][:, :, 0].T
+        words = coded.words @ known[f"{_FIRST}.output_proj.weight"][:, :, 0].T
         own = batch.own[:, None, None] * real
         unlike = ((words - sound) ** 2 * own).sum() / ((sound**2 * own).sum() + 1e-6)
         slots = mx.repeat(batch.real, SLOTS, axis=1) * voiced[:, None]
@@ -518,8 +584,10 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
             "moved": moved,
             "unlike": unlike,
         }
-        loss = parts["phones"] + guided * spoken + parts["asked"] + 0.1 * parts["commitment"] + 2 * moved + 0.5 * unlike
-        return loss, coded, parts
+        loss = parts["phones"] + batch.guided[0] * spoken + parts["asked"] + 2 * moved + 0.5 * unlike
+        # Codewords that stay don't come to meet what is to find them.
+        loss = loss + (0.25 if self.config.semantic_training.keep else 0.1) * parts["commitment"]
+        return loss, (coded.semantic, coded.codes), parts
 
     def _heard(self, free: Tensors, words: mx.array) -> Heard:
         B, frames, _ = words.shape
@@ -537,10 +605,13 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         rest = latents @ start[f"{_REST}.input_proj.weight"][:, :, 0].T
         return rest, words @ start[f"{_FIRST}.output_proj.weight"][:, :, 0].T
 
-    def move_codebooks(self, passed: Encoding, batch: Batch) -> None:
+    def move_codebooks(self, passed: tuple[mx.array, mx.array], batch: Batch) -> None:
         """Move the semantic codebook; a word that stands for nothing any more moves to some latent."""
-        latents = passed.semantic.reshape(-1, passed.semantic.shape[-1])
-        found = passed.codes.reshape(-1, 1) == mx.arange(self.shape.bins)
+        if self.config.semantic_training.keep:
+            return
+        semantic, codes = passed
+        latents = semantic.reshape(-1, semantic.shape[-1])
+        found = codes.reshape(-1, 1) == mx.arange(self.shape.bins)
         self.move_means(_BOOK, latents, found.astype(mx.float32) * batch.real.reshape(-1, 1), decay=0.98)
         total, usage = f"{_BOOK}.embedding_sum", f"{_BOOK}.cluster_usage"
         draws = np.random.default_rng([self.config.train.seed, self.step, 1])
@@ -556,7 +627,8 @@ class SemanticTrainer(CodecRun[Batch, Encoding]):
         Raises:
             StorageError: disk full, no permission.
         """
-        if share := self.config.semantic_training.own:
+        share = self.config.semantic_training.own
+        if share and not self.config.semantic_training.keep:
             draws = np.random.default_rng([self.config.train.seed, 3])
             train = self.lessons["train"]
             others = [train[i] for i in draws.permutation(len(train))[:_OTHERS]]
