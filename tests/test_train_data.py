@@ -19,7 +19,7 @@ from moshi_mlx.train.corpus import alike, read_shard
 from moshi_mlx.train.data import main, prepare
 from moshi_mlx.train.render import perform, plan
 from moshi_mlx.train.script import Script
-from moshi_mlx.train.voices import SynthesisError, Voice, accented, trim
+from moshi_mlx.train.voices import SynthesisError, Voice, trim
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("espeak-ng") or not (NANO / "codec").exists(), reason="needs espeak-ng and nano"
@@ -151,25 +151,6 @@ def test_trimming_leaves_a_margin_of_ten_milliseconds():
     sound[10000:12000] = 0.5
     assert len(trim(sound)) == 2000 + 2 * 240 - 1
     assert len(trim(np.zeros(100, np.float32))) == 0
-
-
-def test_an_accent_changes_kinds_of_phones_throughout():
-    phones = ["pau", "w", "ah", "t", "k", "ah", "l", "er", "ih", "z", "dh", "ax", "s", "k", "ay", "pau"]
-    spoken = {tuple(accented(phones, random.Random(n))) for n in range(40)}
-    assert len(spoken) > 20, "accents differ from each other"
-    for accent in spoken:
-        assert accent[0] == accent[-1] == "pau" and "k" in accent, "what has no other form stays"
-        assert accent.count("s") in (1, 2), "z may have become s"
-        if len(accent) == len(phones):
-            assert accent[2] == accent[5], "both vowels of a kind became the same one"
-
-
-@pytest.mark.skipif(shutil.which("flite") is None, reason="flite isn't installed")
-def test_a_voice_with_accents_says_the_same_each_time_another_way():
-    voice = Voice("flite", "slt+accents", speed=(1.0, 1.0), pitch=(1.0, 1.0))
-    sounds = [voice.say("what colour is the sky", random.Random(n)) for n in (0, 0, 1, 2, 3)]
-    assert np.array_equal(sounds[0], sounds[1])
-    assert not all(np.array_equal(sounds[0], sound) for sound in sounds[2:])
 
 
 def test_a_voice_that_is_not_there_is_named():

@@ -18,7 +18,7 @@ from moshi_mlx.layers import can_compile
 from moshi_mlx.mimi import Mimi
 from moshi_mlx.mimi.quantizer import codebook
 from moshi_mlx.train.config import Config
-from moshi_mlx.train.corpus import read_corpus, read_shard, variants_of
+from moshi_mlx.train.corpus import read_corpus
 from moshi_mlx.train.data import prepare, recode
 from moshi_mlx.train.progress import Progress
 from moshi_mlx.train.semantic import SemanticTrainer, ctc, encode, fit_codebooks, phones_of
@@ -255,23 +255,6 @@ def test_recoding_with_the_same_codec_leaves_answers_and_hears_users_amid_a_stre
             assert np.mean(old.codes == new.codes) > 0.9
     asked = [np.mean(a.codes == b.codes) for a, b in zip(before, after, strict=True) if a.group == "intents"]
     assert min(asked) < 0.9, "what was heard before changes what is heard"
-
-
-def test_recoding_gives_questions_to_learn_from_variants_and_takes_old_ones_away(spoken: Config, tmp_path: Path):
-    config = in_folder(spoken, tmp_path)
-    recode(dataclasses.replace(config, data=dataclasses.replace(config.data, variants=2)))
-    shard = config.work / "corpus" / "00001.npz"
-    groups = {"intents", "follow_ups", "backchannels", "out_of_domain"}
-    plain = [u for u in read_shard(shard) if u.split == "train" and u.group in groups]
-    variants = [list(read_shard(path)) for path in variants_of(shard)]
-    assert len(variants) == 2
-    for found in variants:
-        assert [u.words for u in found] == [u.words for u in plain]
-        same = np.mean([np.mean(a.codes[0] == b.codes[0]) for a, b in zip(plain, found, strict=True)])
-        assert 0.3 < same < 0.95, "the same said otherwise"
-    assert SemanticTrainer(config).lessons["train"], "files of variants have no features and need none"
-    recode(config)
-    assert not variants_of(shard)
 
 
 def test_recoding_keeps_what_the_quantizer_now_gets(spoken: Config, tmp_path: Path):

@@ -35,8 +35,6 @@ class DataConfig:
         judge: package with faster-whisper weights for word times; none estimates them from the letters.
         text_card: size of the text vocabulary.
         shard: utterances in one file of the corpus.
-        variants: further codes that each question to learn from gets when the corpus is recoded, from features that
-            are disturbed as other voices and microphones might.
         features: keep what the codec's convolutions make of the sounds, for teaching the semantic codebook: half a
             gigabyte for 15 hours with nano's codec.
     """
@@ -57,7 +55,6 @@ class DataConfig:
     judge: str | None = None
     text_card: int = 1024
     shard: int = 256
-    variants: int = 0
     features: bool = False
 
 

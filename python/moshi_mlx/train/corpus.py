@@ -56,20 +56,6 @@ class Utterance:
         return min(math.ceil(self.end * FRAME_RATE - 1e-6), int(self.codes.shape[1]))
 
 
-_VARIANT = "-"
-"""In the name of a file with further codes of another one's utterances."""
-
-
-def variant_of(shard: Path, number: int) -> Path:
-    """Where further codes of a shard's utterances are kept."""
-    return shard.with_stem(f"{shard.stem}{_VARIANT}{number}")
-
-
-def variants_of(shard: Path) -> list[Path]:
-    """The files there are with further codes of a shard's utterances."""
-    return sorted(shard.parent.glob(f"{shard.stem}{_VARIANT}*{shard.suffix}"))
-
-
 def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
     """Write utterances to one file.
 
@@ -106,31 +92,6 @@ def read_corpus(folder: Path) -> list[Utterance]:
 
 Features = tuple[np.ndarray, np.ndarray]
 """Of one utterance: what the codec's convolutions [2 F, C] and its encoder [F, C] made of it."""
-
-
-def spread_of(features: Iterable[np.ndarray]) -> np.ndarray:
-    """How far the convolutions' outputs lie apart, float32 [C], of some of [T, C] each."""
-    return np.asarray(np.concatenate(list(features)).astype(np.float32).std(axis=0))
-
-
-def disturbed(
-    convolved: np.ndarray, spread: np.ndarray, draws: np.random.Generator, most: tuple[float, float]
-) -> np.ndarray:
-    """What the convolutions might have made of another voice and microphone, and of noise.
-
-    Args:
-        convolved: what they made, [T, C].
-        spread: from `spread_of`.
-        draws: of how much, and of the disturbance.
-        most: of the spread that the average spectrum moves by, and that each frame does by itself.
-
-    Returns:
-        float32 [T, C].
-    """
-    x = convolved.astype(np.float32)
-    x += spread * draws.normal(0, draws.uniform(0, most[0]), x.shape[1])
-    x += spread * draws.normal(0, draws.uniform(0, most[1]), x.shape)
-    return x
 
 
 def alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
@@ -203,8 +164,7 @@ def shards_with_features(work: Path) -> list[tuple[Path, Path]]:
     Raises:
         ConfigError: there are none, or some lack features.
     """
-    paths = sorted(path for path in (work / "corpus").glob("*.npz") if _VARIANT not in path.stem)
-    shards = [(path, work / "features" / path.name) for path in paths]
+    shards = [(path, work / "features" / path.name) for path in sorted((work / "corpus").glob("*.npz"))]
     if not shards:
         raise ConfigError(f"{work}/corpus is empty: run `python -m moshi_mlx.train.data` first.")
     if lacking := [path for path, features in shards if not features.exists()]:

@@ -25,32 +25,14 @@ from ..config import MimiConfig
 from ..errors import MoshiError
 from ..mimi import Mimi
 from .config import Config
-from .corpus import (
-    alike,
-    convolutions_of,
-    disturbed,
-    read_features,
-    read_shard,
-    shards_with_features,
-    spread_of,
-    variant_of,
-    variants_of,
-    write_features,
-    write_shard,
-)
+from .corpus import alike, convolutions_of, read_features, read_shard, shards_with_features, write_features, write_shard
 from .render import Encode, Encoded, Job, Sound, encode, perform, plan
-from .script import OUT_OF_DOMAIN, Script
+from .script import Script
 from .tokenizer import train_tokenizer
 from .word_times import align_answers
 
 _TOGETHER = 2400
 """Steps of utterances that are encoded anew together."""
-_SAMPLE = 8
-"""Files of the corpus from which the features' spread is taken."""
-_DISTURBED = (0.25, 0.25)
-"""Of that spread, how far variants are moved as a whole and frame by frame, at most."""
-_USERS = ("intents", "follow_ups", "backchannels", OUT_OF_DOMAIN)
-"""Groups of utterances that get variants."""
 
 
 def codec_of(config: Config) -> Encode:
@@ -67,8 +49,7 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
     """Give the corpus the codes of the configured codec, from the features kept beside it.
 
     What users say is encoded as it will be heard, somewhere in a stream: after silence or noise of up to the context of
-    the codec's transformer. Questions to learn from get as many variants as configured, in files of their own. Moshi's
-    answers keep their codes where the codec's codebooks were kept.
+    the codec's transformer. Moshi's answers keep their codes where the codec's codebooks were kept.
 
     Returns:
         The corpus' folder.
@@ -80,8 +61,6 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
     shards = shards_with_features(config.work)
     mimi, convolutions = Mimi.load(config.codec), convolutions_of(config.codec)
     kept = config.semantic_training.keep
-    sample = shards[:: -(-len(shards) // _SAMPLE)]
-    spread = spread_of(x for _, beside in sample for x, _ in read_features(beside, convolutions))
     task = progress.add_task("encoding", total=len(shards)) if progress else None
     backgrounds = [
         convolved
@@ -106,14 +85,6 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
             features[i] = features[i][0], latents[-frames:]
         write_features(beside, features, convolutions)
         write_shard(path, utterances)
-        for old in variants_of(path):
-            old.unlink()
-        asked = [i for i, u in enumerate(utterances) if u.split == "train" and u.group in _USERS]
-        for variant in range(1, 1 + config.data.variants if asked else 1):
-            others = {i: disturbed(features[i][0], spread, draws, _DISTURBED) for i in asked}
-            streams = {i: _behind(x, backgrounds, mimi.config, draws) for i, x in others.items()}
-            found = {i: codes[:, -utterances[i].codes.shape[1] :] for i, codes, _ in _encoded(mimi, streams)}
-            write_shard(variant_of(path, variant), [replace(utterances[i], codes=found[i]) for i in asked])
         if progress and task is not None:
             progress.advance(task)
     return config.work / "corpus"

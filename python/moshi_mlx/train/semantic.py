@@ -6,7 +6,7 @@ the phones spoken, whoever speaks them (connectionist temporal classification, G
 besides, each codeword by itself tells which phones it stands for. As with supervised semantic tokens (CosyVoice, Du et
 al. 2024, section 3.1), a voice never heard then gets the codes of the known ones. What the acoustic codebooks get is
 held near where it was; at the end they are fitted to what they now get, most of all of Moshi's voice, the only one that
-is ever decoded.
+is ever decoded. Where codebooks are to be kept, the encoder alone learns, and what the decoder makes of codes stays.
 """
 
 from __future__ import annotations
@@ -28,15 +28,7 @@ from ..mimi.quantizer import codebook
 from ..mimi.transformer import Transformer
 from .codec import TEACHER, CodecRun, Tensors
 from .config import Config
-from .corpus import (
-    Utterance,
-    convolutions_of,
-    disturbed,
-    read_features,
-    read_shard,
-    shards_with_features,
-    spread_of,
-)
+from .corpus import Utterance, convolutions_of, read_features, read_shard, shards_with_features
 from .loss import Arrays
 from .script import OUT_OF_DOMAIN, normalize
 from .voices import SynthesisError
@@ -51,8 +43,6 @@ _AFTER_END = 3
 """Frames from a question's end on in which the teacher says what was asked."""
 _LENGTHS = (0.5, 0.75, 1.0)
 """Of the longest lessons, those up to which lessons are taken together: a compiled step needs few shapes."""
-_DISTURBED = (0.15, 0.2)
-"""Of the features' spread, how far lessons are moved as a whole and frame by frame, at most."""
 _APART = 4
 """Frames between two lessons that a stream has room for."""
 _UNUSED = 0.02
@@ -358,7 +348,8 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
             lesson = Lesson(convolved, latents, said, times, asked, min(u.end_frame, limit), own)
             if len(said) < SLOTS * len(latents):
                 self.lessons["own" if own else u.split].append(lesson)
-        self.spread = spread_of(x.convolved for x in self.lessons["train"][::17])
+        sample = np.concatenate([x.convolved for x in self.lessons["train"][::17]]).astype(np.float32)
+        self.spread = sample.std(axis=0)
         self.kinds_of_length = list(self._by_length())
         self.free.update(self._teachers())
         self.optimizer.init(self.free)
@@ -444,7 +435,9 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
         if len(lesson.phones) >= SLOTS * longer:
             longer = frames
         chosen = np.minimum((np.arange(2 * longer) * (frames / longer)).astype(int), 2 * frames - 1)
-        x = disturbed(lesson.convolved[chosen], self.spread, draws, _DISTURBED)
+        x = lesson.convolved[chosen].astype(np.float32)
+        x += self.spread * draws.normal(0, draws.uniform(0, 0.15), x.shape[1])
+        x += self.spread * draws.normal(0, draws.uniform(0, 0.2), x.shape)
         latents = lesson.latents[np.minimum((np.arange(longer) * (frames / longer)).astype(int), frames - 1)]
         end = round(lesson.end * longer / frames)
         times = lesson.times * (longer / frames)

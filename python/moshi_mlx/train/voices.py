@@ -12,7 +12,7 @@ import random
 import subprocess
 import tempfile
 import wave
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,36 +22,6 @@ import numpy as np
 from ..audio_io import resample
 from ..config import SAMPLE_RATE
 from ..errors import ConfigError, MoshiError
-
-_ACCENTED = 0.15
-"""Share of the kinds of phones below that an accent changes."""
-_ACCENTS = {
-    "aa": ("ao", "ae", "ah"),
-    "ae": ("eh", "aa", "ah"),
-    "ah": ("uh", "aa", "ax"),
-    "ao": ("aa", "ow"),
-    "aw": ("ow", "uw"),
-    "ax": ("ah", "ih", "eh"),
-    "ay": ("ey", "ao y", "ah y"),
-    "d": ("t",),
-    "dh": ("d", "z", "v"),
-    "eh": ("ae", "ih", "ey"),
-    "er": ("eh r", "ah r", "ao r", "ax", "ah"),
-    "ey": ("eh", "ay", "eh y"),
-    "ih": ("iy", "ax", "eh"),
-    "iy": ("ih", "ey"),
-    "jh": ("zh", "ch"),
-    "ng": ("n", "ng g"),
-    "ow": ("ao", "aw", "uh"),
-    "t": ("d",),
-    "th": ("t", "f", "s"),
-    "uh": ("uw", "ah"),
-    "uw": ("uh",),
-    "v": ("w", "f"),
-    "w": ("v",),
-    "z": ("s",),
-}
-"""What a phone of American English, as flite writes it, may become in an accent."""
 
 
 class SynthesisError(MoshiError):
@@ -64,7 +34,7 @@ class Voice:
 
     Attributes:
         engine: piper, pico, flite, espeak, festival or rhvoice.
-        name: the engine's voice; `+accents` behind one of flite's gives every utterance an accent of its own.
+        name: the engine's voice.
         speed: range of speaking rates, 1 is the engine's own.
         pitch: range of pitch shifts by resampling (also changes the formants), 1 is none.
     """
@@ -114,10 +84,9 @@ def trim(sound: np.ndarray, threshold: float = 0.01, margin: int = 240) -> np.nd
     return sound[max(0, loud[0] - margin) : loud[-1] + margin]
 
 
-def _run(command: list[str], what: str, text: str = "") -> str:
+def _run(command: list[str], what: str, text: str = "") -> None:
     try:
-        done = subprocess.run(command, check=True, capture_output=True, timeout=60, input=text.encode())
-        return done.stdout.decode(errors="replace")
+        subprocess.run(command, check=True, capture_output=True, timeout=60, input=text.encode())
     except FileNotFoundError as error:
         raise SynthesisError(f"{what} isn't installed: no command '{command[0]}'.") from error
     except subprocess.SubprocessError as error:
@@ -134,19 +103,8 @@ def _through_file(what: str, command: Callable[[str], list[str]], text: str = ""
 
 
 def _flite(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
-    voice, _, accents = name.partition("+")
-    options = ["-voice", voice, "--setf", f"duration_stretch={1 / speed:.3f}"]
-    said = ["-t", text]
-    if accents and rng:
-        phones = _run(["flite", "-voice", voice, "-ps", "-t", text, "-o", "none"], "flite").split()
-        said = ["-p", " ".join(accented(phones, rng))]
-    return _through_file("flite", lambda path: ["flite", *options, *said, "-o", path])
-
-
-def accented(phones: Sequence[str], rng: random.Random) -> list[str]:
-    """Phones as somebody of a random accent may speak them: some kinds of them become others throughout."""
-    chosen = {phone: rng.choice(others) for phone, others in _ACCENTS.items() if rng.random() < _ACCENTED}
-    return [other for phone in phones for other in chosen.get(phone, phone).split()]
+    stretch = f"duration_stretch={1 / speed:.3f}"
+    return _through_file("flite", lambda path: ["flite", "-voice", name, "--setf", stretch, "-t", text, "-o", path])
 
 
 def _espeak(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
