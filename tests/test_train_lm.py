@@ -141,7 +141,7 @@ def test_a_long_run_is_compiled_and_learns_the_same(corpus: Path, tmp_path: Path
     plain = Trainer(config)
     assert {type(plain.batch(step)) for step in range(6)} == {Batch, Drill}
     quietly(plain, 6)
-    monkeypatch.setattr("moshi_mlx.train.lm.WORTH_COMPILING", drilled.steps)
+    monkeypatch.setattr("moshi_mlx.train.compiling.WORTH_COMPILING", drilled.steps)
     fused = Trainer(dataclasses.replace(work_in(corpus, tmp_path / "fused"), train=drilled))
     assert type(fused._update) is not type(plain._update), "one of them is compiled"
     quietly(fused, 6)

@@ -157,7 +157,7 @@ def test_a_long_run_is_compiled_and_learns_the_same(spoken: Config, tmp_path: Pa
     built: list[object] = []
     build = mx.compile
     plain = losses()
-    monkeypatch.setattr("moshi_mlx.train.codec.WORTH_COMPILING", config.semantic_training.steps)
+    monkeypatch.setattr("moshi_mlx.train.compiling.WORTH_COMPILING", config.semantic_training.steps)
     monkeypatch.setattr(mx, "compile", lambda *a, **k: (built.append(a), build(*a, **k))[1])
     assert losses() == pytest.approx(plain, rel=1e-3)
     assert built

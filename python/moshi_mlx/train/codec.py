@@ -23,20 +23,18 @@ import numpy as np
 
 from ..config import FRAME_SIZE, MimiConfig
 from ..errors import CheckpointError
-from ..layers import can_compile, on_cpu
 from ..mimi import Mimi
+from .compiling import worth_compiling
 from .config import CodecConfig, Config, SemanticConfig
 from .export import write_half
 from .loss import Arrays
 from .mel import mel_distance
-from .parallel import WORTH_COMPILING, Processes
+from .parallel import Processes
 from .progress import Progress
 from .render import Job, perform, plan
 from .script import Script
 
 Tensors = dict[str, mx.array]
-
-
 BatchT = TypeVar("BatchT", bound=Arrays)
 """What a step learns from."""
 PassT = TypeVar("PassT")
@@ -202,7 +200,7 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
             self.free.update(self.optimizer.apply_gradients(gradients, learning))
             return {**parts, "loss": loss}, norm, passed
 
-        if not self.compiles or not can_compile() or (on_cpu() and self.settings.steps < WORTH_COMPILING):
+        if not self.compiles or not worth_compiling(self.settings.steps):
             return update
         known = [self.free, self.fixed, self.optimizer.state]
         compiled: Update[PassT] = mx.compile(update, inputs=known, outputs=[self.free, self.optimizer.state])

@@ -18,17 +18,17 @@ from ..checkpoint import CheckpointFiles, load_lm_tensors, resolve
 from ..config import LMConfig
 from ..errors import CheckpointError, ConfigError
 from ..files import ResultFile
-from ..layers import can_compile, on_cpu
 from ..lm import LMModel
 from ..lm.weights import build
 from ..mimi.quantizer import codebook
 from ..precision import Precision
 from ..text import TextTokenizer
+from .compiling import worth_compiling
 from .config import Config
 from .conversation import Conversation, Mixer, nearest_codes
 from .corpus import read_corpus
 from .loss import Batch, Drill, Trainee, listening_losses, losses, make_batch, make_drill, score, total
-from .parallel import WORTH_COMPILING, Processes
+from .parallel import Processes
 from .progress import Progress
 from .script import Script
 
@@ -149,7 +149,7 @@ class Trainer:
             optimizer.update(model, gradients)
             return {**parts, "loss" if kind is Batch else "drill": loss}, norm
 
-        if not can_compile() or (on_cpu() and train.steps < WORTH_COMPILING):
+        if not worth_compiling(train.steps):
             return update
         state = [model.state, optimizer.state]
         compiled: Update = mx.compile(update, inputs=state, outputs=state)

@@ -15,10 +15,6 @@ from mlx.utils import tree_flatten, tree_map
 Tree = TypeVar("Tree")
 
 
-WORTH_COMPILING = 400
-"""Steps of a run that make up for the minute that compiling takes on a CPU."""
-
-
 class Processes:
     """The processes of a run; a single one where nothing has started several.
 

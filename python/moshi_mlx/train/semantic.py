@@ -418,7 +418,7 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
         size = self.settings.batch
         rank = self.processes.rank
         rng = random.Random(f"{self.config.train.seed}/{step}")
-        # All processes take lessons of one kind: the shorter wouldn't wait for the longer.
+        # All processes take lessons of one kind: none waits for another's longer ones.
         (kind,) = rng.choices(self.kinds_of_length, [len(kind.lessons) for kind in self.kinds_of_length])
         rng = random.Random(f"{self.config.train.seed}/{step}/{rank}")
         draws = np.random.default_rng([self.config.train.seed, step, rank])
