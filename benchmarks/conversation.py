@@ -3,6 +3,7 @@
     python benchmarks/conversation.py                        the whole table, for the model in the package
     python benchmarks/conversation.py --sample 30            30 questions a line, for a first impression
     python benchmarks/conversation.py --json F --timeline F  all figures, and a picture of a conversation
+    python benchmarks/conversation.py --voices pico:en-GB    other users, as `moshi_mlx.train.voices` names them
 
 Users speak in the voices that the training configuration holds out. Needs the `train` extra.
 """
@@ -63,6 +64,7 @@ class Bench:
     def __init__(self, moshi: moshi_mlx.Moshi, script: Script, voices: Sequence[str], sample: int | None, seed: int):
         self.moshi, self.script, self.sample, self.seed = moshi, script, sample, seed
         self.voices = [Voice.parse(v) for v in dict.fromkeys(voices)]
+        self.speaker = self.voices[0]
         self.rng = random.Random(seed)
         self.lines: list[Line] = []
         self.log: list[dict[str, object]] = []
@@ -80,8 +82,8 @@ class Bench:
         return talk
 
     def say(self, text: str, pause: bool = False) -> np.ndarray:
-        """A held-out voice's rendering of a text, with 0.5-1 s of silence inside if `pause`."""
-        voice = self.rng.choice(self.voices)
+        """One of the voices' rendering of a text, with 0.5-1 s of silence inside if `pause`."""
+        voice = self.speaker = self.rng.choice(self.voices)
         state = self.rng.getrandbits(32)
         words = text.split()
         if not pause or len(words) < 4:
@@ -128,9 +130,8 @@ class Bench:
             pcm = self.say(text)
             reply = talk.ask(change(pcm) if change else pcm)
             results.append(self.right(reply, answers))
-            self.log.append(
-                {"line": name, "asked": text, "reply": reply.text, "right": results[-1], "delay": reply.delay}
-            )
+            said = {"voice": str(self.speaker), "asked": text, "reply": reply.text}
+            self.log.append({"line": name, **said, "right": results[-1], "delay": reply.delay})
             self.milliseconds += talk.record.milliseconds[-20:]
             if reply.delay is not None and not reply.early:
                 delays.append(reply.delay)
@@ -342,11 +343,26 @@ def picture(bench: Bench, path: Path) -> None:
     draw(talk.record, path, f"{bench.moshi.name}: a question, an interruption")
 
 
+def by_voice(log: Sequence[dict[str, object]]) -> Table | None:
+    """How many of each voice's undisturbed questions were answered right; None where there is but one voice."""
+    answers: dict[str, list[bool]] = {}
+    for entry in log:
+        if str(entry["line"]).endswith(" wordings"):
+            answers.setdefault(str(entry["voice"]), []).append(bool(entry["right"]))
+    if len(answers) < 2:
+        return None
+    shown = Table("known and new wordings by voice", "right", "of")
+    for voice, right in sorted(answers.items()):
+        shown.add_row(voice, f"{100 * np.mean(right):.1f} %", str(len(right)))
+    return shown
+
+
 def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano", help="nano, a folder or a hub repository")
     parser.add_argument("--config", type=Path, default=NANO / "train.yaml", help="names the script and held-out voices")
+    parser.add_argument("--voices", nargs="+", help="who asks, instead of the held-out voices")
     parser.add_argument("--sample", type=int, help="questions a line at most")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of the long conversation")
@@ -357,11 +373,14 @@ def main() -> int:
     console = Console()
     config = Config.load(options.config)
     moshi = moshi_mlx.load(options.model)
-    bench = Bench(moshi, Script.load(config.script), config.data.held_out_voices, options.sample, options.seed)
+    voices = options.voices or config.data.held_out_voices
+    bench = Bench(moshi, Script.load(config.script), voices, options.sample, options.seed)
     started = time.monotonic()
     with console.status("measuring") as status:
         bench.run(options.parts, options.minutes, lambda name: status.update(f"measuring: {name}"))
     console.print(table(bench.lines))
+    if voices_table := by_voice(bench.log):
+        console.print(voices_table)
     console.print(
         f"{bench.sessions} conversations in {time.monotonic() - started:.0f} s; a step took "
         f"{np.median(bench.milliseconds or [np.nan]):.1f} ms; speech is above a level of {LOUD}"

@@ -23,7 +23,7 @@ sys.path.append(str(BENCHMARKS))
 import bars  # noqa: E402
 import macs  # noqa: E402
 from common import Figure, question_of  # noqa: E402
-from conversation import Line  # noqa: E402
+from conversation import Line, by_voice  # noqa: E402
 from graph_nodes import kernels_of_metal, nodes, watch  # noqa: E402
 from limits import chips, gpu_share, need, verdict  # noqa: E402
 from models import SHAPES, make_lm  # noqa: E402
@@ -153,6 +153,15 @@ def test_a_share_as_good_as_wanted_is_reached_however_it_was_computed() -> None:
         assert Line("room", float(share), float(wanted), True, "%", 30).reached is reached
     assert not Line("pauses", 7.5, 5.0, False, "%", 40).reached
     assert Line("pauses", 5.0, 5.0, False, "%", 40).reached
+
+
+def test_undisturbed_questions_are_counted_by_voice_where_several_ask() -> None:
+    asked = [("accuracy, known wordings", "a:1", True), ("accuracy, new wordings", "a:1", False)]
+    assert by_voice([{"line": line, "voice": voice, "right": right} for line, voice, right in asked]) is None
+    asked += [("accuracy, new wordings", "b:2", True), ("accuracy, noise at 10 dB", "b:2", False)]
+    shown = by_voice([{"line": line, "voice": voice, "right": right} for line, voice, right in asked])
+    assert shown is not None
+    assert [list(column.cells) for column in shown.columns] == [["a:1", "b:2"], ["50.0 %", "100.0 %"], ["2", "1"]]
 
 
 def test_a_soak_compares_an_old_conversation_with_a_young_one(tmp_path: Path) -> None:

@@ -1,10 +1,7 @@
 """Rendering a script to a corpus: deterministic by seed, resumable, with what a microphone adds."""
 
 import dataclasses
-import os
-import random
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +9,12 @@ import pytest
 from train_corpus import NANO, make_corpus
 
 from moshi_mlx.config import FRAME_SIZE, SAMPLE_RATE
-from moshi_mlx.errors import ConfigError
 from moshi_mlx.train.augment import add_noise, gain, microphone, noise, power, room, throat
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import alike, read_shard
 from moshi_mlx.train.data import main, prepare
 from moshi_mlx.train.render import perform, plan
 from moshi_mlx.train.script import Script
-from moshi_mlx.train.voices import SynthesisError, Voice, trim
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("espeak-ng") or not (NANO / "codec").exists(), reason="needs espeak-ng and nano"
@@ -144,42 +139,6 @@ def test_a_throat_moves_formants_and_keeps_pitch_timing_and_level():
         power = np.abs(np.fft.rfft(other[: len(time)])) ** 2
         assert power[::100].sum() > 0.9 * power.sum(), "harmonics stay, each the hundredth bin"
         assert np.abs(other[-SAMPLE_RATE // 8 :]).max() < 1e-3, "silence stays silent"
-
-
-def test_trimming_leaves_a_margin_of_ten_milliseconds():
-    sound = np.zeros(24000, np.float32)
-    sound[10000:12000] = 0.5
-    assert len(trim(sound)) == 2000 + 2 * 240 - 1
-    assert len(trim(np.zeros(100, np.float32))) == 0
-
-
-def test_a_voice_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match="engines are piper"):
-        Voice.parse("nobody:here")
-    with pytest.raises(SynthesisError, match="pip install"):
-        Voice.parse("piper:no_such_package").say("hello")
-    with pytest.raises(SynthesisError, match=r"pip install|en-US and en-GB"):
-        Voice.parse("pico:nowhere").say("hello")
-
-
-def test_rhvoice_gets_the_text_and_says_it_at_the_asked_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    command = tmp_path / "RHVoice-test"
-    command.write_text(f"""#!{sys.executable}
-import math, struct, sys, wave
-options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-letters = len(sys.stdin.read())
-assert options["-p"] == "alan" and 80 <= int(options["-t"]) <= 120
-samples = letters * 1600 * 100 // int(options["-r"])
-with wave.open(options["-o"], "wb") as file:
-    file.setparams((1, 2, 16000, samples, "NONE", ""))
-    file.writeframes(struct.pack(f"<{{samples}}h", *(int(9000 * math.sin(i)) for i in range(samples))))
-""")
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    voice = Voice("rhvoice", "alan", speed=(0.8, 0.8), pitch=(1.0, 1.0))
-    spoken = voice.say("twelve chars", random.Random(0))
-    assert abs(len(spoken) / SAMPLE_RATE - 12 * 0.1 / 0.8) < 0.02
-    assert np.isclose(np.abs(spoken).max(), 0.5, atol=0.02)
 
 
 def test_the_command_reports_a_bad_configuration_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

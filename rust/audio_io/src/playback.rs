@@ -124,7 +124,9 @@ impl PlaybackWriter {
             self.meters.skip.fetch_add(samples, Ordering::Relaxed);
             self.control.restart(waited - skipped);
         }
-        self.meters.reserve.set((self.control.target() * f64::from(self.rate)) as u64);
+        // Of the block asked for last, the device has drawn on a part before this frame came.
+        let reserve = self.control.target() + self.drawn(now_ns);
+        self.meters.reserve.set((reserve * f64::from(self.rate)) as u64);
         if self.ring.slots() < self.converted.len() {
             // The device has stopped asking. A frame that does not get in needs no older sound to make way for it.
             let lost = self.converted.len() as u64;
@@ -166,13 +168,15 @@ impl PlaybackWriter {
         let capacity = self.ring.buffer().capacity();
         let waiting = (capacity - self.ring.slots()) as u64;
         let waiting = waiting.saturating_sub(self.meters.skip.load(Ordering::Relaxed)) as f64;
-        let mut drawn = 0.0;
-        if self.meters.playing.load(Ordering::Relaxed) {
-            let since = now_ns.saturating_sub(self.meters.times.last_ns.get()) as f64 * 1e-9;
-            let period = self.meters.times.frames.get() as f64 / f64::from(self.rate);
-            drawn = since.min(period);
-        }
+        let drawn = if self.meters.playing.load(Ordering::Relaxed) { self.drawn(now_ns) } else { 0.0 };
         waiting / f64::from(self.rate) - drawn
+    }
+
+    /// Seconds of its last block that the device has drawn on at `now_ns`.
+    fn drawn(&self, now_ns: u64) -> f64 {
+        let since = now_ns.saturating_sub(self.meters.times.last_ns.get()) as f64 * 1e-9;
+        let period = self.meters.times.frames.get() as f64 / f64::from(self.rate);
+        since.min(period)
     }
 
     /// Whether a frame would be let in without skipping anything and without building up a queue.

@@ -30,7 +30,6 @@ pub struct PlaybackCallback {
     played: Producer<f32>,
     channels: usize,
     rate: u32,
-    block: usize,
     curve: FadeCurve,
     state: State,
     last: f32,
@@ -50,7 +49,6 @@ impl PlaybackCallback {
             played,
             channels: channels.max(1),
             rate,
-            block: 0,
             curve: FadeCurve::new(rate),
             state: State::Silent { given: 0 },
             last: 0.0,
@@ -65,7 +63,6 @@ impl PlaybackCallback {
         T: Sample + FromSample<f32>,
     {
         let frames = data.len() / self.channels;
-        self.block = frames;
         self.meters.times.begin(now_ns, frames);
         self.meters.latency_us.set(latency_us);
         self.begin_skip();
@@ -118,8 +115,7 @@ impl PlaybackCallback {
             if self.ring.is_empty() {
                 return 0.0;
             }
-            // On average half a block has been asked for in advance.
-            if *given < self.meters.reserve.get() as usize + self.block / 2 {
+            if *given < self.meters.reserve.get() as usize {
                 *given += 1;
                 return 0.0;
             }
