@@ -78,6 +78,11 @@ def _check_port(host: str, port: int) -> None:
 async def _run(
     server: Server, args: argparse.Namespace, host: str, tls: ssl.SSLContext | None, access: Access, console: Console
 ) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError, ValueError):
+            loop.add_signal_handler(name, stopped.set)
     port = await server.start(host, args.port, tls)
     shown = outward_address() or "localhost" if host in ("0.0.0.0", "::") else host
     shown = f"[{shown}]" if ":" in shown else shown
@@ -88,12 +93,7 @@ async def _run(
             "Whoever knows this address, token and all, can converse and listen with your machine.", style="dim"
         )
     if args.static != "none" and not args.no_browser:
-        asyncio.get_running_loop().run_in_executor(None, webbrowser.open, address)
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError, ValueError):
-            loop.add_signal_handler(name, stopped.set)
+        loop.run_in_executor(None, webbrowser.open, address)
     try:
         await stopped.wait()
     finally:
