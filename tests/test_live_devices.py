@@ -30,8 +30,10 @@ with AudioIO(echo_cancel=False) as sound:
         sound.write(sound.read(timeout=20.0))
         events += sound.events()
         came.append(time.monotonic() - 0.08 * number)
+        if number == 0:
+            start = sound.stats()
     late = 1000 * (max(came) - min(came))
-    print(json.dumps({"stats": sound.stats(), "events": events, "late_ms": late}))
+    print(json.dumps({"stats": sound.stats(), "events": events, "start": start, "late_ms": late}))
 """
 
 # The speaker's reserve before it has learned how late frames and callbacks can be is 36 ms. Blocks are of 20 ms.
@@ -87,8 +89,11 @@ def test_sound_goes_through_without_a_gap(server: SoundServer) -> None:
     inside = loud[heard[0] + 2 : heard[-1] - 2]
     assert len(inside) > 100 * (seconds - 3), f"only {len(inside) / 100} s were played: {stats}"
     gaps = np.flatnonzero(inside < 0.05)
-    stalled = max(stats["input_callback_worst_gap_ms"], stats["output_callback_worst_gap_ms"])
-    if stalled > LONGEST_STALL_MS:
+    # A server that was given several blocks when the stream began lets them pass before it asks again: no stall.
+    stalled, begun = (
+        max(s["input_callback_worst_gap_ms"], s["output_callback_worst_gap_ms"]) for s in (stats, result["start"])
+    )
+    if stalled > max(LONGEST_STALL_MS, begun):
         pytest.skip(f"the machine is too busy: the sound server stood still for {stalled:.0f} ms")
     if result["late_ms"] > LATEST_MS:
         pytest.skip(f"the machine is too busy: frames came up to {result['late_ms']:.0f} ms late")
