@@ -64,7 +64,7 @@ class Bench:
     def __init__(self, moshi: moshi_mlx.Moshi, script: Script, voices: Sequence[str], sample: int | None, seed: int):
         self.moshi, self.script, self.sample, self.seed = moshi, script, sample, seed
         self.voices = [Voice.parse(v) for v in dict.fromkeys(voices)]
-        self.speaker = self.voices[0]
+        self.speaker = self.voices[0]  # who spoke last
         self.rng = random.Random(seed)
         self.lines: list[Line] = []
         self.log: list[dict[str, object]] = []

