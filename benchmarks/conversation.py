@@ -27,6 +27,7 @@ from timeline import draw
 
 import moshi_mlx
 from moshi_mlx.config import SAMPLE_RATE
+from moshi_mlx.errors import MoshiError
 from moshi_mlx.train.augment import add_noise, gain, noise, power, room
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.script import Intent, Script, expand, pick
@@ -357,20 +358,8 @@ def by_voice(log: Sequence[dict[str, object]]) -> Table | None:
     return shown
 
 
-def main() -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="nano", help="nano, a folder or a hub repository")
-    parser.add_argument("--config", type=Path, default=NANO / "train.yaml", help="names the script and held-out voices")
-    parser.add_argument("--voices", nargs="+", help="who asks, instead of the held-out voices")
-    parser.add_argument("--sample", type=int, help="questions a line at most")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--minutes", type=float, default=10.0, help="length of the long conversation")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write all figures and every reply into this file")
-    parser.add_argument("--timeline", type=Path, help="draw a conversation into this SVG file")
-    options = parser.parse_args()
-    console = Console()
+def measure(options: argparse.Namespace, console: Console) -> None:
+    """Converse as the command line says, and show the figures."""
     config = Config.load(options.config)
     moshi = moshi_mlx.load(options.model)
     voices = options.voices or config.data.held_out_voices
@@ -390,6 +379,27 @@ def main() -> int:
     if options.json:
         lines = [{**line.__dict__, "reached": line.reached} for line in bench.lines]
         options.json.write_text(json.dumps({"model": options.model, "lines": lines, "log": bench.log}, indent=1))
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nano", help="nano, a folder or a hub repository")
+    parser.add_argument("--config", type=Path, default=NANO / "train.yaml", help="names the script and held-out voices")
+    parser.add_argument("--voices", nargs="+", help="who asks, instead of the held-out voices")
+    parser.add_argument("--sample", type=int, help="questions a line at most")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
+    parser.add_argument("--minutes", type=float, default=10.0, help="length of the long conversation")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write all figures and every reply into this file")
+    parser.add_argument("--timeline", type=Path, help="draw a conversation into this SVG file")
+    options = parser.parse_args()
+    console = Console()
+    try:
+        measure(options, console)
+    except MoshiError as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        return error.exit_code
     return 0
 
 

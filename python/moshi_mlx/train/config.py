@@ -24,6 +24,8 @@ class DataConfig:
         renderings: of each wording line of an intent.
         follow_up_renderings: of each wording line of a follow-up, and of each backchannel.
         out_of_domain_renderings: of each wording line of the out-of-domain questions.
+        versions: of what an engine has said, by engine: how often it is disturbed, each time in another way; 1 where
+            none is said. For engines that take their time.
         openers: share of the questions' renderings with one of the script's openers before, and the share with one of
             its closers behind.
         pauses: share of the renderings with a pause inside.
@@ -45,6 +47,7 @@ class DataConfig:
     renderings: int = 10
     follow_up_renderings: int = 24
     out_of_domain_renderings: int = 24
+    versions: Mapping[str, int] = field(default_factory=dict)
     openers: float = 0.12
     pauses: float = 0.12
     noisy: float = 0.35

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,9 +43,10 @@ _BACKGROUND_SECONDS = 20
 
 @dataclass(frozen=True)
 class Job:
-    """One utterance to render; `number` seeds what is random about it."""
+    """One utterance to render; `number` seeds how it is disturbed, `said` all else that is random about it."""
 
     number: int
+    said: int
     group: str
     name: str
     wording: str
@@ -76,7 +78,13 @@ def plan(script: Script, config: DataConfig, seed: int) -> list[Job]:
     drafts += [("echoes", text, text, config.voice, "train") for text in script.answers]
     rng.shuffle(drafts)
     first = [("answers", text, text, config.voice, "train") for text in script.answers]
-    return [Job(number, *draft) for number, draft in enumerate(first + drafts)]
+    jobs: list[Job] = []
+    for draft in first + drafts:
+        said = len(jobs)
+        group, voice, split = draft[0], draft[3], draft[4]
+        versions = config.versions.get(voice.split(":")[0], 1) if split == "train" and group != "answers" else 1
+        jobs += [Job(said + version, said, *draft) for version in range(versions)]
+    return jobs
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ def perform(job: Job, script: Script, config: DataConfig, seed: int) -> Sound:
     """
     if job.group == "answers":
         return _answer(job, config)
-    rng, draws = random.Random(f"{seed}/{job.number}"), np.random.default_rng([seed, job.number])
+    rng, draws = random.Random(f"{seed}/{job.said}"), np.random.default_rng([seed, job.number])
     if job.group == "backgrounds":
         return Sound(job, "", _background(draws), 0.0, 0.0, ())
     text = pick(job.wording, rng)
@@ -130,13 +138,19 @@ def perform(job: Job, script: Script, config: DataConfig, seed: int) -> Sound:
             pieces.append(np.zeros(pause, np.float32))
             position += pause
         # The same seed for every part: one speaker at one rate.
-        spoken = voice.say(part, random.Random(say_seed))
+        spoken = _said(voice, part, say_seed)
         words += estimate_words(part, position / SAMPLE_RATE, (position + len(spoken)) / SAMPLE_RATE)
         pieces.append(spoken)
         position += len(spoken)
     pcm = _frames(np.concatenate(pieces), 5)
     pcm = _disturb(pcm, draws, config)
     return Sound(job, text, pcm, lead / SAMPLE_RATE, position / SAMPLE_RATE, tuple(words))
+
+
+@functools.lru_cache(maxsize=4)
+def _said(voice: Voice, text: str, seed: float) -> np.ndarray:
+    """What is spoken, kept for the versions that follow."""
+    return voice.say(text, random.Random(seed))
 
 
 def _answer(job: Job, config: DataConfig) -> Sound:

