@@ -87,3 +87,15 @@ def test_nanos_configuration_is_readable_and_a_typing_mistake_is_named(tmp_path:
     path.write_text((NANO / "train.yaml").read_text(encoding="utf-8").replace("batch:", "bacth:"), encoding="utf-8")
     with pytest.raises(ConfigError, match="unknown bacth"):
         Config.load(path)
+
+
+def test_a_voice_with_a_number_is_as_many_times_as_frequent(tmp_path: Path):
+    path = tmp_path / "train.yaml"
+    content = (NANO / "train.yaml").read_text(encoding="utf-8")
+    path.write_text(content.replace("flite:slt: 5", "flite:slt: 2"), encoding="utf-8")
+    assert Config.load(NANO / "train.yaml").data.voices.count("flite:slt") == 5
+    voices = Config.load(path).data.voices
+    assert voices.count("flite:slt") == 2 and voices.count("flite:rms") == 5 and voices.count("espeak:en-us") == 1
+    path.write_text(content.replace("flite:slt: 5", "flite:slt: often"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"train\.yaml for a configuration"):
+        Config.load(path)

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is rendered. Voices are `engine:name`; naming one twice makes it twice as frequent.
+    """What is rendered. Voices are `engine:name`; in the file `engine:name: 3` makes one three times as frequent.
 
     Attributes:
         voice: Moshi's.
@@ -269,4 +269,10 @@ def _section(kind: type[T], values: Mapping[str, Any]) -> T:
     unknown = set(values) - known
     if unknown:
         raise KeyError(f"unknown {', '.join(sorted(unknown))} (known: {', '.join(sorted(known))})")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return kind(**{k: _listed(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _listed(values: list[Any]) -> tuple[Any, ...]:
+    """A list's items; `name: 3` among them is three times `name`."""
+    counts = [value if isinstance(value, dict) else {value: 1} for value in values]
+    return tuple(one for count in counts for value, times in count.items() for one in [value] * times)
