@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     codec.add_argument(
         "--parts", choices=("decoder", "all", "semantic"), help="what to train, instead of what is configured"
     )
+    codec.add_argument(
+        "--listener",
+        type=Path,
+        help="for --parts semantic with 'keep': a checkpoint folder whose language model, as it is, must understand",
+    )
     means = commands.add_parser("mean", help="the mean of models that started from the same weights")
     means.add_argument("folders", type=Path, nargs="+", help="their folders; named twice, one counts twice")
     means.add_argument("--out", type=Path, required=True, help="write the result, complete, into this folder")
@@ -97,7 +102,7 @@ def _train_codec(options: argparse.Namespace, console: Console) -> None:
     with storage_errors(str(config.work)):
         config.work.mkdir(parents=True, exist_ok=True)
     trainer: SemanticTrainer | CodecTrainer
-    trainer = SemanticTrainer(config) if parts == "semantic" else CodecTrainer(config)
+    trainer = SemanticTrainer(config, options.listener) if parts == "semantic" else CodecTrainer(config)
     going_on = trainer.resume()
     if trainer.processes.rank:
         # The first process of several shows and writes what all have learned.

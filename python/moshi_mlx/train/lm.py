@@ -115,7 +115,7 @@ class Trainer:
                 weights[name] = weights[name] / self.config.train.sharpness
         if files.mimi is not None and files.mimi.is_dir():
             for k in range(self.lm_config.dep_q):
-                if not _akin(files.mimi, self.config.codec, k):
+                if not akin(files.mimi, self.config.codec, k):
                     self._forget(weights, k)
         self.model.lm.load_weights(list(weights.items()))
 
@@ -330,7 +330,7 @@ def _small_start(model: Trainee, config: LMConfig, codec: Path) -> None:
     model.load_weights(weights, strict=False)
 
 
-def _akin(codec: Path, other: Path, k: int) -> bool:
+def akin(codec: Path, other: Path, k: int) -> bool:
     """Whether most of codebook k's codes stand for what they do in another codec, as where it was taught further."""
     ours, theirs = _codebook(codec, k), _codebook(other, k)
     if ours.shape != theirs.shape:
