@@ -732,4 +732,5 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
         logits = self._understood(listener, hearing, coded, {**self.fixed, **self.free})
         sums = np.zeros(len(lessons))
         np.add.at(sums, [i for i, *_ in calls], listener.confidence(hearing, logits))
-        return [float(sums[i]) for i, lesson in enumerate(lessons) if lesson.answers]
+        # Answers that begin alike are counted together.
+        return [min(1.0, float(sums[i])) for i, lesson in enumerate(lessons) if lesson.answers]
