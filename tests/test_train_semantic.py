@@ -176,7 +176,7 @@ def test_a_listener_hears_the_codes_as_the_model_does_and_the_answer_after_them(
     coded = encode({**trainer.fixed, **trainer.free}, trainer.shape, mx.array(lesson.convolved[None], mx.float32))
     book = codebook(trainer.fixed, "rvq_first", 0)
     codes = mx.pad(coded.codes, [(0, 0), (0, 3)])
-    logits = listener.logits(hearing, mx.pad(coded.semantic, [(0, 0), (0, 3), (0, 0)]), codes, book)
+    reply = listener.reply(hearing, mx.pad(coded.semantic, [(0, 0), (0, 3), (0, 0)]), codes, book)
     # The same by the model itself: four frames of background, the lesson, then the background again.
     inputs = np.array(hearing.inputs)
     heard = min(frames, end + 2)
@@ -185,16 +185,24 @@ def test_a_listener_hears_the_codes_as_the_model_does_and_the_answer_after_them(
     assert (inputs[0, 9, 5 + heard :] >= 0).all()
     inputs[0, 9, 5 : 5 + heard] = np.array(coded.codes[0, :heard])
     expected = model.forward_text(mx.array(inputs))[1]
-    likeliest = np.array(logits.argmax(-1))
+    likeliest = np.array(reply.text.argmax(-1))
     assert np.mean(likeliest == np.array(expected.argmax(-1))) > 0.9, "8-bit weights, and the same ones unpacked"
     said = np.flatnonzero(np.isin(np.array(hearing.text[0]), [0, 3], invert=True))
     least, most = trainer.config.mix.answer_gap
     assert 4 + end + least - 1 <= said[0] <= 4 + end + most + 2
     answer = TextTokenizer(NANO / "tokenizer.model").decode(np.array(hearing.text[0])[said].tolist())
     assert answer.strip() and any(text.startswith(answer.strip()) for text in lesson.answers), answer
-    assert listener.confidence(hearing, logits)[0] <= 1
+    # What the answer begins with: a frame before its first word, and the codes that its text comes with.
+    begin = int(hearing.onsets[0, 0].item())
+    assert said[0] == begin + 1
+    spoken = next(a for t, a in listener.answers.items() if t.startswith(answer.strip()))
+    targets = np.array(hearing.depth_targets[0])
+    assert targets[:, 0].tolist() == spoken.codes[0, :6].tolist()
+    # The acoustic codes come a frame later.
+    assert np.array_equal(targets[1:, 1:], spoken.codes[1:, :5].T)
+    assert np.array(hearing.depth_inputs[0, :, 0]).tolist() == np.array(hearing.text[0, begin : begin + 6]).tolist()
     # Only what was heard can learn.
-    slope = mx.grad(lambda z: listener.losses(hearing, listener.logits(hearing, z, codes, book))["answered"])
+    slope = mx.grad(lambda z: listener.losses(hearing, listener.reply(hearing, z, codes, book))["answered"])
     moved = np.abs(np.array(slope(mx.pad(coded.semantic, [(0, 0), (0, 3), (0, 0)])))).sum(-1)[0]
     assert moved[:end].min() > 0
     assert (moved[heard:] == 0).all()

@@ -1,9 +1,10 @@
 """A language model as a listener, to whom the encoder of its codec learns to make itself understood.
 
 The listener stays as it is. It hears a question in the codes that the encoder gives now, and what it would answer is
-compared with what the script answers: its text stream, from the question's start to the answer's first words. The
-gradients go through the choice of a codeword as if its embedding were the mean of all embeddings, weighted by how near
-their codewords are (the straight-through estimator of Bengio et al. 2013 on a softmax of the distances).
+compared with what the script answers: its text stream, from the question's start to the answer's first words, and the
+codes with which the answer's sound begins, which tell a word before its text does. The gradients go
+through the choice of a codeword as if its embedding were the mean of all embeddings, weighted by how near their
+codewords are (the straight-through estimator of Bengio et al. 2013 on a softmax of the distances).
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import numpy as np
 from ..checkpoint import resolve
 from ..errors import ConfigError
 from ..fast_math import cross_entropy
+from ..generation import LMGen
 from ..lm.model import ZERO_TOKEN
 from ..text import PADDING_TOKENS, TextTokenizer
 from .config import Config
-from .conversation import Answer, is_word
+from .conversation import Answer
 from .corpus import Utterance
 from .lm import akin, unpacked
 from .loss import Arrays, delayed
@@ -33,6 +35,12 @@ _BEFORE = 4
 """Frames of silence before a question."""
 _BEHIND = 16
 """Frames after a question, in which the answer begins."""
+_ANSWER = 32
+"""Frames after a question in which its answer is waited for."""
+_TOLD = 14
+"""Letters of an answer that tell it from all others."""
+_ONSET = 6
+"""Frames at an answer's beginning of which the codes count."""
 _TAIL = 2
 """Frames of an utterance after its speech that are heard."""
 _NEARNESS = 0.1
@@ -49,6 +57,9 @@ class Hearing(Arrays):
         sources: which frame of its lesson a step hears, int32 [L, T]; one beyond the last where none.
         text: int32 [L, T], what each step's text should be.
         counts: float32 [L], 0 for a lesson that calls for no answer.
+        onsets: the frames in which answers begin, int32 [L, O].
+        depth_inputs: the depth transformer's input in those frames, int32 [L, O, dep_q].
+        depth_targets: what it should say in them, int32 [L, O, dep_q], -1 where nothing is to be said.
     """
 
     lessons: mx.array
@@ -56,6 +67,22 @@ class Hearing(Arrays):
     sources: mx.array
     text: mx.array
     counts: mx.array
+    onsets: mx.array
+    depth_inputs: mx.array
+    depth_targets: mx.array
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the listener would answer, as logits.
+
+    Attributes:
+        text: of the text stream, [L, T, text_card].
+        audio: of the codes at the answers' beginnings, [L, O, dep_q, card].
+    """
+
+    text: mx.array
+    audio: mx.array
 
 
 class Listener:
@@ -79,9 +106,9 @@ class Listener:
         codec = files.need("mimi")
         if not akin(codec, config.codec, 0):
             raise ConfigError(f"The listener {folder} knows other codes than those of {config.codec}.")
-        tokenizer = TextTokenizer(files.need("tokenizer"))
+        self.tokenizer = TextTokenizer(files.need("tokenizer"))
         script = Script.load(config.script)
-        self.answers = {u.text: Answer(u, tokenizer) for u in utterances if u.group == "answers"}
+        self.answers = {u.text: Answer(u, self.tokenizer) for u in utterances if u.group == "answers"}
         self.called = {("intents", intent.name): intent.answers for intent in script.intents.values()}
         self.called[OUT_OF_DOMAIN, OUT_OF_DOMAIN] = script.out_of_domain.answers
         lacking = {text for texts in self.called.values() for text in texts} - self.answers.keys()
@@ -110,21 +137,30 @@ class Listener:
             rng: chooses answers, and when they begin.
         """
         dialogues = [self._dialogue(length, end, answers, frames, rng) for _, length, end, answers in lessons]
-        codes, sources = (np.stack(x) for x in zip(*dialogues, strict=True))
+        codes, sources, begins = (np.stack(x) for x in zip(*dialogues, strict=True))
+        streams = delayed(codes, self.config)
+        onsets = np.minimum(begins[:, None] + np.arange(_ONSET), codes.shape[2] - 1)
+        said = streams[np.arange(len(codes))[:, None], : 1 + self.config.dep_q, 1 + onsets]
         # A step reads what was in the frame before.
         before = np.concatenate([np.full((len(lessons), 1), frames), sources[:, :-1]], axis=1)
         return Hearing(
             mx.array(np.array([number for number, _, _, _ in lessons], np.int32)),
-            mx.array(delayed(codes, self.config)[:, :, :-1]),
+            mx.array(streams[:, :, :-1]),
             mx.array(before.astype(np.int32)),
             mx.array(codes[:, 0]),
             mx.array(np.array([bool(answers) for _, _, _, answers in lessons], np.float32)),
+            mx.array(onsets.astype(np.int32)),
+            mx.array(said[:, :, :-1]),
+            mx.array(np.where(said[:, :, 1:] == self.config.initial_token_id, ZERO_TOKEN, said[:, :, 1:])),
         )
 
     def _dialogue(
         self, length: int, end: int, answers: Sequence[str], frames: int, rng: random.Random
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """All streams [1 + n_q, T] of a question and its answer's start, and the frame of the lesson heard in each."""
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """All streams [1 + n_q, T] of a question and its answer's start, which frame of the lesson is heard when, and
+        the frame in which the answer begins.
+        """
+        begin = 0
         total = _BEFORE + frames + _BEHIND
         codes = np.full((1 + self.config.n_q, total), ZERO_TOKEN, np.int32)
         codes[0], codes[1 : 1 + self.config.dep_q] = _PADDING, self.silence[:, None]
@@ -139,10 +175,10 @@ class Listener:
             spoken = min(total - begin, answer.codes.shape[1])
             codes[0, begin : begin + spoken] = answer.text[:spoken]
             codes[1 : 1 + self.config.dep_q, begin : begin + spoken] = answer.codes[:, :spoken]
-        return codes, sources
+        return codes, sources, begin
 
-    def logits(self, hearing: Hearing, latents: mx.array, codes: mx.array, book: mx.array) -> mx.array:
-        """The text stream's logits, [L, T, text_card].
+    def reply(self, hearing: Hearing, latents: mx.array, codes: mx.array, book: mx.array) -> Reply:
+        """What the listener would answer.
 
         Args:
             hearing: of L lessons of F frames at most.
@@ -156,25 +192,49 @@ class Listener:
         words = near + mx.stop_gradient(self.embeddings[codes] - near)
         words = mx.pad(words, [(0, 0), (0, 1), (0, 0)])
         x = self.model.embed(hearing.inputs) + mx.take_along_axis(words, hearing.sources[:, :, None], axis=1)
-        logits: mx.array = self.model.text_linear(self.model.out_norm(self.model.transformer(x, None)))
-        return logits
+        hidden = self.model.out_norm(self.model.transformer(x, None))
+        states = mx.take_along_axis(hidden, hearing.onsets[:, :, None], axis=1)
+        L, onset, width = states.shape
+        audio = self.model.depformer(states.reshape(-1, width), hearing.depth_inputs.reshape(L * onset, -1))
+        return Reply(self.model.text_linear(hidden), audio.reshape(L, onset, *audio.shape[1:]))
 
-    def losses(self, hearing: Hearing, logits: mx.array) -> dict[str, mx.array]:
-        """Mean cross-entropies of a whole answer's words (`answered`) and of a frame of padding (`waited`)."""
+    def losses(self, hearing: Hearing, reply: Reply) -> dict[str, mx.array]:
+        """Mean cross-entropies of an answer's beginning (`answered`) and of a frame of padding (`waited`)."""
         # The model was exported sharper than it was trained.
-        loss = cross_entropy(logits / self.sharpness, hearing.text)
+        text = cross_entropy(reply.text / self.sharpness, hearing.text)
+        audio = cross_entropy(reply.audio / self.sharpness, mx.maximum(hearing.depth_targets, 0))
+        audio = (audio * (hearing.depth_targets >= 0)).mean(axis=2)
         counts = hearing.counts[:, None]
         words = (hearing.text != _PADDING).astype(mx.float32) * counts
         padding = (hearing.text == _PADDING).astype(mx.float32) * counts
         return {
-            "answered": (loss * words).sum() / mx.maximum(counts.sum(), 1),
-            "waited": (loss * padding).sum() / mx.maximum(padding.sum(), 1),
+            "answered": ((text * words).sum() + (audio * counts).sum()) / mx.maximum(counts.sum(), 1),
+            "waited": (text * padding).sum() / mx.maximum(padding.sum(), 1),
         }
 
-    def confidence(self, hearing: Hearing, logits: mx.array) -> np.ndarray:
-        """How likely each answer's words are, one after the other, where they stand; float32 [L]."""
-        text = hearing.text
-        padding = mx.array(np.isin(np.arange(logits.shape[-1]), PADDING_TOKENS))
-        chosen = mx.take_along_axis(logits, text[:, :, None], axis=-1)[:, :, 0]
-        loss = mx.logsumexp(mx.where(padding, -mx.inf, logits), axis=-1) - chosen
-        return np.array(mx.exp(-mx.where(mx.array(is_word(np.array(text))), loss, 0).sum(axis=1)))
+    def understands(self, lessons: Sequence[tuple[np.ndarray, Sequence[str]]], seed: int) -> list[bool]:
+        """Whether each question gets one of its answers, as in a conversation, at the default temperatures.
+
+        Args:
+            lessons: the semantic codes of each, int [F], and its answers.
+            seed: of the sampling, and of what is heard before and after.
+        """
+        rng = random.Random(seed)
+        frames = _BEFORE + max(len(codes) for codes, _ in lessons) + _ANSWER
+        user = np.full((len(lessons), frames, self.config.n_q - self.config.dep_q), ZERO_TOKEN, np.int32)
+        for row, (codes, _) in zip(user, lessons, strict=True):
+            background = rng.choice(self.backgrounds)
+            row[:, 0] = np.resize(background[rng.randrange(len(background)) :], frames)
+            row[_BEFORE : _BEFORE + len(codes), 0] = codes
+        generator = LMGen(self.model, batch_size=len(lessons), seed=seed, compile=False)
+        said: list[list[int]] = [[] for _ in lessons]
+        for frame in range(frames):
+            step = generator.step_result(mx.array(user[:, frame]))
+            for tokens, token in zip(said, np.array(step.text_token).tolist(), strict=True):
+                tokens.append(token)
+        texts = [self.tokenizer.decode([t for t in tokens if t not in PADDING_TOKENS]).strip() for tokens in said]
+        # A long answer is still being given at the end.
+        return [
+            any(answer.startswith(text) and len(text) >= min(len(answer), _TOLD) for answer in answers)
+            for text, (_, answers) in zip(texts, lessons, strict=True)
+        ]

@@ -31,7 +31,7 @@ from ..mimi.transformer import Transformer
 from .codec import TEACHER, CodecRun, Tensors
 from .config import Config
 from .corpus import Utterance, convolutions_of, read_features, read_shard, shards_with_features
-from .listener import Hearing, Listener
+from .listener import Hearing, Listener, Reply
 from .loss import Arrays
 from .script import OUT_OF_DOMAIN, normalize
 from .voices import SynthesisError
@@ -622,15 +622,14 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
         # Codewords that stay don't come to meet what is to find them.
         loss = loss + (0.25 if self.config.semantic_training.keep else 0.1) * parts["commitment"]
         if self.listener and batch.hearing:
-            logits = self._understood(self.listener, batch.hearing, coded, known)
-            parts |= self.listener.losses(batch.hearing, logits)
+            parts |= self.listener.losses(batch.hearing, self._reply(self.listener, batch.hearing, coded, known))
             loss = loss + parts["answered"] + _WAITED * parts["waited"]
         return loss, (coded.semantic, coded.codes), parts
 
-    def _understood(self, listener: Listener, hearing: Hearing, coded: Encoding, known: Tensors) -> mx.array:
-        """The listener's text logits, [L, T, text_card]."""
+    def _reply(self, listener: Listener, hearing: Hearing, coded: Encoding, known: Tensors) -> Reply:
+        """What the listener answers."""
         book = mx.stop_gradient(codebook(known, "rvq_first", 0))
-        return listener.logits(hearing, coded.semantic[hearing.lessons], coded.codes[hearing.lessons], book)
+        return listener.reply(hearing, coded.semantic[hearing.lessons], coded.codes[hearing.lessons], book)
 
     def _heard(self, free: Tensors, words: mx.array) -> Heard:
         B, frames, _ = words.shape
@@ -701,19 +700,21 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
     def evaluate(self) -> dict[str, float]:
         """How many of the held-out voices' questions the teacher knows from their codes, by split.
 
-        Besides, how likely it is that the listener gives one of the right answers.
+        Besides, to how many of them the listener gives one of the right answers.
         """
         result = {}
         for split in ("known", "held_out"):
             right: list[bool] = []
-            answered: list[float] = []
+            answered: list[bool] = []
             lessons = sorted((x for x in self.lessons[split] if x.asked), key=lambda lesson: len(lesson.latents))
             for first in range(0, len(lessons), 64):
                 some = lessons[first : first + 64]
                 batch = self._stack([], some, np.random.default_rng(first))
                 coded = picked(encode({**self.fixed, **self.free}, self.shape, batch.streams), batch.places)
-                if self.listener:
-                    answered += self._answered(self.listener, some, batch, coded)
+                codes = np.array(coded.codes)
+                calling = [(codes[i, : len(x.latents)], x.answers) for i, x in enumerate(some) if x.answers]
+                if self.listener and calling:
+                    answered += self.listener.understands(calling, first)
                 asked = self._heard(self.free, coded.words).asked
                 at = mx.minimum(batch.ends + _AFTER_END - 1, asked.shape[1] - 1)
                 found = mx.take_along_axis(asked, at[:, None, None], axis=1)[:, 0].argmax(axis=-1)
@@ -722,15 +723,3 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
             if answered:
                 result[f"{split} answered"] = float(np.mean(answered))
         return result
-
-    def _answered(self, listener: Listener, lessons: Sequence[Lesson], batch: Batch, coded: Encoding) -> list[float]:
-        """Of each lesson that calls for an answer how likely the listener is to give one of the right ones."""
-        calls = [(i, len(x.latents), x.end, (answer,)) for i, x in enumerate(lessons) for answer in x.answers]
-        if not calls:
-            return []
-        hearing = listener.hearing(calls, batch.places.shape[1], random.Random(0))
-        logits = self._understood(listener, hearing, coded, {**self.fixed, **self.free})
-        sums = np.zeros(len(lessons))
-        np.add.at(sums, [i for i, *_ in calls], listener.confidence(hearing, logits))
-        # Answers that begin alike are counted together.
-        return [min(1.0, float(sums[i])) for i, lesson in enumerate(lessons) if lesson.answers]
