@@ -148,6 +148,7 @@ def test_pauses_and_mm_hms_are_what_moshi_is_to_mind(parts: tuple[Script, list[U
     talk = next(t for t in (mixer.draw(random.Random(n)) for n in range(60)) if t.minded.any() and not t.stopping.any())
     assert not talk.speaking[talk.minded].any()
     assert (talk.user[0, talk.minded] == 7).mean() > 0.7
+    assert np.convolve(talk.minded, np.ones(11)).max() == 11, "an answer may begin early in a pause"
 
 
 def test_pauses_are_put_between_words_and_waited_for(parts: tuple[Script, list[Utterance], TextTokenizer]):

@@ -26,10 +26,10 @@ END_OF_PADDING, PADDING = PADDING_TOKENS
 # A heard word is asked for this many frames after it began: what is being said must be heard before it is known.
 HEARD_LAG = 3
 
-# From the start of a word to that of the next, in seconds, where there may be a pause between them; frames of it that
-# training insists on.
+# From the start of a word to that of the next, in seconds, where there may be a pause between them; frames from the
+# word's start after which training insists on silence.
 _LONG_WORD = 0.8
-_PAUSE = 5
+_WORD = 5
 
 # Frames of a pause that is put into an utterance.
 _PAUSES = (6, 14)
@@ -386,7 +386,7 @@ class _Talk:
             a, b = (shift + HEARD_LAG + int(t * FRAME_RATE) for t in (start, following))
             talk.heard[max(0, a) : max(0, b)] = number
             if following - start > _LONG_WORD and following != said.end:
-                talk.minded[max(0, b - HEARD_LAG - _PAUSE) : max(0, b - HEARD_LAG)] = True
+                talk.minded[max(0, a - HEARD_LAG + _WORD) : max(0, b - HEARD_LAG)] = True
         return shift + said.end_frame
 
     def _speak(self, answer: str, start: int, stop: int | None, late: int = 0, slipped: bool = False) -> None:
