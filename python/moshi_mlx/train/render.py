@@ -12,7 +12,7 @@ import numpy as np
 from ..config import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE
 from .augment import add_noise, gain, microphone, noise, room, throat
 from .config import DataConfig
-from .corpus import Features, Utterance
+from .corpus import Features, Utterance, alike
 from .script import OUT_OF_DOMAIN, Script, normalize, pick
 from .voices import Voice
 
@@ -39,6 +39,8 @@ Encode = Callable[[np.ndarray], Encoded]
 ANSWER_LEAD = 4
 ANSWER_TAIL = 4
 _BACKGROUND_SECONDS = 20
+_TOGETHER = 16 * SAMPLE_RATE
+"""Samples of sounds that are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -205,13 +207,11 @@ def _background(draws: np.random.Generator) -> np.ndarray:
     return noise(draws, samples, draws.uniform(0, 2)) * np.float32(10 ** draws.uniform(-4.5, -1.3))
 
 
-def encode(sounds: Sequence[Sound], codec: Encode, batch: int = 4) -> tuple[list[Utterance], list[Features]]:
+def encode(sounds: Sequence[Sound], codec: Encode) -> tuple[list[Utterance], list[Features]]:
     """Turn rendered sounds into codes and features, sounds of like lengths together; results in the order given."""
-    order = sorted(range(len(sounds)), key=lambda i: len(sounds[i].pcm))
     codes: dict[int, np.ndarray] = {}
     features: dict[int, Features] = {}
-    for first in range(0, len(order), batch):
-        chosen = order[first : first + batch]
+    for chosen in alike([len(sound.pcm) for sound in sounds], _TOGETHER):
         longest = len(sounds[chosen[-1]].pcm)
         # The codec is causal: what is padded on the right changes nothing before it.
         pcm = np.stack([np.pad(sounds[i].pcm, (0, longest - len(sounds[i].pcm))) for i in chosen])
