@@ -47,7 +47,7 @@ TEACHER = "teacher"
 _OUTPUTS = ("quantizer.rvq_first.output_proj.", "quantizer.rvq_rest.output_proj.")
 _DECODER = ("decoder.", "decoder_transformer.", "upsample.", *_OUTPUTS)
 _CODEBOOK = "._codebook."
-_WARMUP = 50
+_WARMUP = 100
 """Steps in which the learning rate rises, at most."""
 
 
@@ -125,6 +125,7 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         settings: how long, and at which rate.
         name: of what is trained, for the checkpoint's file.
         kind: makes what a step learns from of its arrays.
+        later: the step from which on all learns, if some of it does so before.
 
     Raises:
         CheckpointError: no codec there.
@@ -133,7 +134,14 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
     compiles: ClassVar[bool] = False
     """If a step can be compiled: `Mimi` computes at once what it derives from weights, which a trace can't hold."""
 
-    def __init__(self, config: Config, settings: CodecConfig | SemanticConfig, name: str, kind: Callable[..., BatchT]):
+    def __init__(
+        self,
+        config: Config,
+        settings: CodecConfig | SemanticConfig,
+        name: str,
+        kind: Callable[..., BatchT],
+        later: int = 0,
+    ):
         self.config = config
         self.settings = settings
         self.name = name
@@ -151,9 +159,7 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
             learns = tensor.ndim > 0 and _CODEBOOK not in name and self.learns(name)
             (self.free if learns else self.fixed)[name] = tensor.astype(mx.float32)
         self.processes = Processes()
-        rate, warmup = self.settings.rate, max(1, min(_WARMUP, self.settings.steps // 10))
-        decay = optim.cosine_decay(rate, max(1, self.settings.steps - warmup), rate * 0.02)
-        schedule = optim.join_schedules([optim.linear_schedule(rate / warmup, rate, warmup), decay], [warmup])
+        schedule = learning_rate(settings.rate, settings.steps, later)
         self.optimizer = optim.AdamW(schedule, betas=[0.8, 0.99], weight_decay=0.01, bias_correction=True)
         self.step = 0
 
@@ -382,6 +388,23 @@ class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
             part = "rvq_first.vq.layers.0" if k == 0 else f"rvq_rest.vq.layers.{k - 1}"
             chosen = (codes[:, None] == mx.arange(self.shape.bins)).astype(mx.float32)
             self.move_means(f"quantizer.{part}._codebook", latents, chosen, decay=0.99)
+
+
+def learning_rate(rate: float, steps: int, later: int = 0) -> Callable[[mx.array], mx.array]:
+    """The learning rate by step: a rise to `rate`, and a cosine down to a fiftieth of it.
+
+    It rises once more from step `later` on, when other weights begin to learn: Adam knows little of their gradients
+    then and would take too large steps, which an encoder that was trained already doesn't survive.
+    """
+    warmup = max(1, min(_WARMUP, steps // 10))
+    decay = optim.cosine_decay(rate, max(1, steps - warmup), rate * 0.02)
+
+    def at(step: mx.array) -> mx.array:
+        since = mx.where(step < later, step, step - later)
+        falling: mx.array = decay(mx.maximum(step - warmup, 0))
+        return falling * mx.minimum((since + 1) / warmup, 1.0)
+
+    return at
 
 
 def _flatten(state: Mapping[str, object]) -> Tensors:

@@ -340,7 +340,9 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
     compiles = True
 
     def __init__(self, config: Config, listener: Path | None = None):
-        super().__init__(config, config.semantic_training, "semantic", Batch.of)
+        super().__init__(
+            config, config.semantic_training, "semantic", Batch.of, later=config.semantic_training.listening
+        )
         # Copies: a compiled step may refer to nothing beside its inputs that is one of them, or still to be computed.
         self.start = {name: mx.array(tensor) for name, tensor in {**self.fixed, **self.free}.items()}
         mx.eval(self.start)
