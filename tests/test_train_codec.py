@@ -14,6 +14,7 @@ from train_corpus import NANO, make_corpus
 from moshi_mlx.mimi import Mimi
 from moshi_mlx.train.codec import CodecTrainer, learning_rate, pass_through
 from moshi_mlx.train.config import Config
+from moshi_mlx.train.corpus import Utterance, known_answers, write_answers
 from moshi_mlx.train.mel import mel_distance, mel_spectrogram
 from moshi_mlx.train.progress import Progress
 
@@ -76,6 +77,19 @@ def test_moshis_crops_have_the_codes_that_they_have_within_their_answer(tmp_path
             assert np.mean(found == codes[number][:, first : first + found.shape[1]]) > 0.97
             late += first > 0
     assert late
+
+
+def test_the_decoder_learns_from_the_codes_that_came_with_the_codec(tmp_path: Path):
+    config = config_in(tmp_path, own=1.0)
+    codec = shutil.copytree(NANO / "codec", tmp_path / "codec")
+    job = CodecTrainer(config).own[0]
+    codes = np.full((8, 40), 3, np.int16)
+    write_answers(codec, [Utterance(codes, "answers", job.name, job.name, job.voice, "train", 0.3, 3.0, ())])
+    trainer = CodecTrainer(dataclasses.replace(config, codec=codec))
+    trainer.own = [job]
+    assert (np.array(trainer.batch(0).codes) == 3).mean() > 0.9
+    trainer.export(tmp_path / "out")
+    assert np.array_equal(known_answers(tmp_path / "out")[job.voice, job.name].codes, codes)
 
 
 def test_training_the_decoder_leaves_the_codes_as_they_were(tmp_path: Path):

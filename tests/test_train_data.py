@@ -9,9 +9,10 @@ import pytest
 from train_corpus import NANO, make_corpus
 
 from moshi_mlx.config import FRAME_SIZE, SAMPLE_RATE
+from moshi_mlx.errors import CheckpointError
 from moshi_mlx.train.augment import add_noise, gain, microphone, noise, power, room, throat
 from moshi_mlx.train.config import Config
-from moshi_mlx.train.corpus import alike, read_shard
+from moshi_mlx.train.corpus import ANSWERS, alike, known_answers, read_shard, write_answers
 from moshi_mlx.train.data import main, prepare
 from moshi_mlx.train.render import perform, plan
 from moshi_mlx.train.script import Script
@@ -45,6 +46,22 @@ def test_a_corpus_that_was_cut_off_is_completed_with_the_same_utterances(config:
     for old, new in zip(before, read_shard(folder / "00001.npz"), strict=True):
         assert (old.text, old.start, old.words) == (new.text, new.start, new.words)
         assert np.array_equal(old.codes, new.codes)
+
+
+def test_answers_get_the_codes_that_came_with_the_codec(config: Config, tmp_path: Path):
+    folder = prepare(config, limit=1) / "00000.npz"
+    plain = list(read_shard(folder))
+    codec = shutil.copytree(config.codec, tmp_path / "codec")
+    known = dataclasses.replace(plain[0], codes=plain[0].codes[:, ::-1], words=())
+    write_answers(codec, [known])
+    folder.unlink()
+    prepare(dataclasses.replace(config, codec=codec), limit=1)
+    for before, after in zip(plain, read_shard(folder), strict=True):
+        wanted = known if before.text == known.text else before
+        assert np.array_equal(after.codes, wanted.codes) and after.words == wanted.words
+    (codec / ANSWERS).write_bytes((codec / ANSWERS).read_bytes()[:200])
+    with pytest.raises(CheckpointError, match=r"answers\.npz is damaged"):
+        known_answers(codec)
 
 
 def test_answers_start_on_a_frames_edge_and_users_after_some_silence(config: Config):

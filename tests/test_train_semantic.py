@@ -22,7 +22,7 @@ from moshi_mlx.mimi import Mimi
 from moshi_mlx.mimi.quantizer import codebook
 from moshi_mlx.text import TextTokenizer
 from moshi_mlx.train.config import Config
-from moshi_mlx.train.corpus import read_corpus
+from moshi_mlx.train.corpus import ANSWERS, known_answers, read_corpus
 from moshi_mlx.train.data import prepare, recode
 from moshi_mlx.train.listener import Listener
 from moshi_mlx.train.progress import Progress
@@ -130,10 +130,20 @@ def test_where_codebooks_are_kept_the_decoder_says_the_same_and_users_get_other_
     codes = mx.random.randint(0, 512, (1, 8, 12), key=mx.random.key(1))
     assert np.array_equal(np.array(before.decode(codes)), np.array(after.decode(codes)))
     old = read_corpus(config.work / "corpus")
+    kept = known_answers(tmp_path / "taught")
+    assert kept and all(np.array_equal(kept[a.voice, a.text].codes, a.codes) for a in old if a.group == "answers")
     recode(dataclasses.replace(config, codec=tmp_path / "taught"))
     new = read_corpus(config.work / "corpus")
     assert all(np.array_equal(a.codes, b.codes) for a, b in zip(old, new, strict=True) if a.group == "answers")
     assert any(not np.array_equal(a.codes, b.codes) for a, b in zip(old, new, strict=True) if a.group == "intents")
+
+
+def test_where_codebooks_move_no_earlier_codes_of_answers_are_passed_on(spoken: Config, tmp_path: Path):
+    trainer = SemanticTrainer(in_folder(spoken, tmp_path))
+    (tmp_path / "taught").mkdir()
+    shutil.copy(NANO / "codec" / ANSWERS, tmp_path / "taught")
+    trainer.export(tmp_path / "taught")
+    assert not known_answers(tmp_path / "taught")
 
 
 def test_at_first_the_teachers_alone_learn(spoken: Config, tmp_path: Path):

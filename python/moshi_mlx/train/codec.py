@@ -26,6 +26,7 @@ from ..errors import CheckpointError
 from ..mimi import Mimi
 from .compiling import worth_compiling
 from .config import CodecConfig, Config, SemanticConfig
+from .corpus import Utterance, known_answers, write_answers
 from .export import write_half
 from .loss import Arrays
 from .mel import mel_distance
@@ -226,6 +227,10 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         self.fixed[usage] = decay * self.fixed[usage] + (1 - decay) * used
         self.fixed[total] = decay * self.fixed[total] + (1 - decay) * summed
 
+    @abstractmethod
+    def lasting_answers(self) -> Sequence[Utterance]:
+        """Moshi's answers in the codes that language models say them with, as far as these stay valid."""
+
     def evaluate(self) -> dict[str, float]:
         """Figures to show now and then, if there are any."""
         return {}
@@ -295,6 +300,7 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         about = json.loads((self.config.codec / "config.json").read_text(encoding="utf-8"))
         about["transformer"] |= {"num_layers": self.shape.num_layers, "context": self.shape.context}
         (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_answers(folder, self.lasting_answers())
 
 
 @dataclass(frozen=True)
@@ -321,6 +327,7 @@ class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
         self.spoken = spoken
         # Moshi's answers are always the same: spoken and encoded once, kept.
         self._answers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._known = known_answers(config.codec) if self.parts == "decoder" else {}
         self._encoder = Mimi({**self.fixed, **self.free}, self.shape, self.shape.n_q)
 
     def learns(self, name: str) -> bool:
@@ -345,6 +352,9 @@ class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
             frames = len(pcm) // FRAME_SIZE
             whole = self.parts == "decoder"
             codes = np.array(self._encoder.encode(pcm[None, None]))[0] if whole else np.zeros((1, frames), np.int32)
+            if known := self._known.get((job.voice, job.name)):
+                said = known.codes[:, :frames]
+                codes[:, : said.shape[1]] = said
             self._answers[job.number] = pcm, codes
         pcm, codes = self._answers[job.number]
         frames = self.settings.frames
@@ -379,6 +389,10 @@ class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
             parts["commitment"] = coded.commitment
         loss = parts["mel"] + 2 * parts["wave"] + parts.get("commitment", mx.zeros(()))
         return loss, (coded.latents, coded.codes), parts
+
+    def lasting_answers(self) -> Sequence[Utterance]:
+        """Those that came with the codec, where only the decoder learns."""
+        return list(self._known.values())
 
     def move_codebooks(self, passed: tuple[list[mx.array], list[mx.array]], batch: Crops) -> None:
         """Move all of them, unless the codes are to stay as they are."""

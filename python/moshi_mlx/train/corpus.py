@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import FRAME_RATE
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..files import ResultFile
 from ..mimi.weights import locate, read_weights
 
@@ -88,6 +89,38 @@ def read_shard(path: Path) -> Iterator[Utterance]:
 def read_corpus(folder: Path) -> list[Utterance]:
     """All utterances written so far."""
     return [u for path in sorted(folder.glob("*.npz")) for u in read_shard(path)]
+
+
+ANSWERS = "answers.npz"
+"""Beside a codec's weights, a file like a corpus': Moshi's answers in the codes that language models say them with."""
+
+
+def known_answers(codec: Path) -> dict[tuple[str, str], Utterance]:
+    """Moshi's answers as language models of a codec say them, by voice and text; none where it brings none.
+
+    An encoder that was taught further gives a sound other codes than the ones that the models learned with it.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = codec / ANSWERS
+    try:
+        return {(u.voice, u.text): u for u in read_shard(path)} if path.exists() else {}
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is damaged ({error}). Take it from where the codec is from.") from error
+
+
+def write_answers(folder: Path, answers: Iterable[Utterance]) -> None:
+    """Put Moshi's answers beside a codec's weights, in place of those that were there.
+
+    Raises:
+        StorageError: disk full, no permission.
+    """
+    answers = list(answers)
+    if answers:
+        write_shard(folder / ANSWERS, answers)
+    else:
+        (folder / ANSWERS).unlink(missing_ok=True)
 
 
 Features = tuple[np.ndarray, np.ndarray]

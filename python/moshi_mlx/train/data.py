@@ -25,7 +25,16 @@ from ..config import MimiConfig
 from ..errors import MoshiError
 from ..mimi import Mimi
 from .config import Config
-from .corpus import alike, convolutions_of, read_features, read_shard, shards_with_features, write_features, write_shard
+from .corpus import (
+    alike,
+    convolutions_of,
+    known_answers,
+    read_features,
+    read_shard,
+    shards_with_features,
+    write_features,
+    write_shard,
+)
 from .render import Encode, Encoded, Job, Sound, encode, perform, plan
 from .script import Script
 from .tokenizer import train_tokenizer
@@ -182,6 +191,9 @@ def _render(path: Path, script: Script, config: Config, shard: Sequence[Job]) ->
     if config.data.judge and shard[0].group == "answers":
         sounds = align_answers(sounds, config.data.judge)
     utterances, features = encode([s for s in sounds if _spoken(s)], _codec)
+    if shard[0].group == "answers":
+        known = known_answers(config.codec)
+        utterances = [known.get((u.voice, u.text), u) for u in utterances]
     if config.data.features:
         write_features(config.work / "features" / path.name, features, _convolutions)
     write_shard(path, utterances)

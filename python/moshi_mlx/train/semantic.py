@@ -352,6 +352,7 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
         shards, convolutions = shards_with_features(config.work), convolutions_of(config.codec)
         utterances = [u for path, _ in shards for u in read_shard(path)]
         features = [f for _, path in shards for f in read_features(path, convolutions)]
+        self._answers = [u for u in utterances if u.group == "answers"]
         if listener and not config.semantic_training.keep:
             raise ConfigError("A listener knows the codebooks as they are: set 'keep: true' under semantic_training.")
         self.listener = Listener(listener, config, utterances) if listener else None
@@ -686,6 +687,10 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
                 self.fixed[f"{name}.embedding_sum"] = mx.array(book)
                 self.fixed[f"{name}.cluster_usage"] = mx.ones((self.shape.bins,))
         super().export(folder)
+
+    def lasting_answers(self) -> Sequence[Utterance]:
+        """The corpus', where the codebooks are kept."""
+        return self._answers if self.config.semantic_training.keep else []
 
     def _rest(self, lessons: Sequence[Lesson], draws: np.random.Generator) -> np.ndarray:
         """What the acoustic codebooks get of lessons, float32 [N, width]."""
