@@ -77,6 +77,14 @@ def test_answers_start_on_a_frames_edge_and_users_after_some_silence(config: Con
     assert asked.start <= loud[0] + 0.05 and loud[-1] <= asked.end + 0.8, "speech lies outside of what is noted"
 
 
+def test_an_answer_is_spoken_as_slowly_as_asked(config: Config):
+    script = Script.load(config.script)
+    slow = dataclasses.replace(config.data, rates={script.answers[0]: 0.7})
+    lengths = [[perform(j, script, data, 0).end for j in plan(script, data, 0)[:2]] for data in (config.data, slow)]
+    assert lengths[1][0] - 0.32 == pytest.approx((lengths[0][0] - 0.32) / 0.7, rel=0.1)
+    assert lengths[1][1] == lengths[0][1]
+
+
 def test_held_out_wordings_are_spoken_by_held_out_voices_only(config: Config):
     for job in plan(Script.load(config.script), config.data, seed=0):
         if job.split == "held_out":

@@ -24,6 +24,7 @@ class DataConfig:
         renderings: of each wording line of an intent.
         follow_up_renderings: of each wording line of a follow-up, and of each backchannel.
         out_of_domain_renderings: of each wording line of the out-of-domain questions.
+        rates: how fast Moshi gives an answer, by its text, where not at 1: slower what would be misheard.
         versions: of what an engine has said, by engine: how often it is disturbed, each time in another way; 1 where
             none is said. For engines that take their time.
         openers: share of the questions' renderings with one of the script's openers before, and the share with one of
@@ -47,6 +48,7 @@ class DataConfig:
     renderings: int = 10
     follow_up_renderings: int = 24
     out_of_domain_renderings: int = 24
+    rates: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
     openers: float = 0.12
     pauses: float = 0.12

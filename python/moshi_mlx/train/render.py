@@ -122,7 +122,7 @@ def perform(job: Job, script: Script, config: DataConfig, seed: int) -> Sound:
         return Sound(job, "", _background(draws), 0.0, 0.0, ())
     text = pick(job.wording, rng)
     if job.group == "echoes":
-        spoken = Voice.parse(job.voice).say(text)
+        spoken = Voice.parse(job.voice).say(text, rate=config.rates.get(text, 1.0))
         pcm = _frames(np.concatenate([np.zeros(ANSWER_LEAD * FRAME_SIZE, np.float32), spoken]), ANSWER_TAIL)
         pcm = gain(room(draws, pcm, draws.uniform(0.15, 0.5)), draws.uniform(-36, -18))
         return Sound(job, text, pcm + 0.0003 * noise(draws, len(pcm), 1.0), 0.0, len(pcm) / SAMPLE_RATE, ())
@@ -156,7 +156,7 @@ def _said(voice: Voice, text: str, seed: float) -> np.ndarray:
 
 
 def _answer(job: Job, config: DataConfig) -> Sound:
-    spoken = Voice.parse(config.voice).say(job.wording)
+    spoken = Voice.parse(config.voice).say(job.wording, rate=config.rates.get(job.wording, 1.0))
     start = ANSWER_LEAD / FRAME_RATE
     pcm = _frames(np.concatenate([np.zeros(ANSWER_LEAD * FRAME_SIZE, np.float32), spoken]), ANSWER_TAIL)
     end = start + len(spoken) / SAMPLE_RATE

@@ -66,8 +66,8 @@ class Voice:
             raise ConfigError(f"Voice {text!r}: engines are {', '.join(_ENGINES)}.")
         return cls(engine, name)
 
-    def say(self, text: str, rng: random.Random | None = None) -> np.ndarray:
-        """Speak `text`; with `rng` at a random speed and pitch, without it always the same.
+    def say(self, text: str, rng: random.Random | None = None, rate: float = 1.0) -> np.ndarray:
+        """Speak `text` at a rate; with `rng` at a random speed around it and pitch, without it always the same.
 
         Returns:
             float32 [samples] at 24 kHz, silence trimmed off both ends, peak 0.5.
@@ -75,11 +75,11 @@ class Voice:
         Raises:
             SynthesisError: the engine isn't installed or failed.
         """
-        speed = rng.uniform(*self.speed) if rng else 1.0
+        speed = rate * (rng.uniform(*self.speed) if rng else 1.0)
         pitch = rng.uniform(*self.pitch) if rng else 1.0
         # Resampling by `pitch` also speeds up: the engine speaks that much slower.
-        sound, rate = _ENGINES[self.engine](self.name, text, speed / pitch, rng)
-        sound = resample(sound, round(rate * pitch), SAMPLE_RATE)
+        sound, sampled = _ENGINES[self.engine](self.name, text, speed / pitch, rng)
+        sound = resample(sound, round(sampled * pitch), SAMPLE_RATE)
         return trim(sound * (0.5 / max(float(np.abs(sound).max(initial=0)), 1e-4)))
 
 
