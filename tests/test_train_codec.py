@@ -61,7 +61,7 @@ def test_training_lowers_the_loss_on_a_damaged_codec(tmp_path: Path, parts: str)
 def test_moshis_crops_have_the_codes_that_they_have_within_their_answer(tmp_path: Path):
     trainer = CodecTrainer(config_in(tmp_path, own=1.0))
     mimi = Mimi.load(NANO / "codec")
-    answers = {job.number: trainer._sound(job) for job in trainer.own}
+    answers = {job.number: trainer._sound(job).pcm for job in trainer.own}
     codes = {number: np.array(mimi.encode(pcm[None, None]))[0] for number, pcm in answers.items()}
     late = 0
     for step in range(6):
@@ -82,9 +82,10 @@ def test_moshis_crops_have_the_codes_that_they_have_within_their_answer(tmp_path
 def test_the_decoder_learns_from_the_codes_that_came_with_the_codec(tmp_path: Path):
     config = config_in(tmp_path, own=1.0)
     codec = shutil.copytree(NANO / "codec", tmp_path / "codec")
-    job = CodecTrainer(config).own[0]
-    codes = np.full((8, 40), 3, np.int16)
-    write_answers(codec, [Utterance(codes, "answers", job.name, job.name, job.voice, "train", 0.3, 3.0, ())])
+    plain = CodecTrainer(config)
+    job = plain.own[0]
+    codes, end = np.full((8, 40), 3, np.int16), plain._sound(job).end
+    write_answers(codec, [Utterance(codes, "answers", job.name, job.name, job.voice, "train", 0.32, end, ())])
     trainer = CodecTrainer(dataclasses.replace(config, codec=codec))
     trainer.own = [job]
     assert (np.array(trainer.batch(0).codes) == 3).mean() > 0.9

@@ -59,6 +59,11 @@ def test_answers_get_the_codes_that_came_with_the_codec(config: Config, tmp_path
     for before, after in zip(plain, read_shard(folder), strict=True):
         wanted = known if before.text == known.text else before
         assert np.array_equal(after.codes, wanted.codes) and after.words == wanted.words
+    folder.unlink()
+    slower = dataclasses.replace(config.data, rates={known.text: 0.8})
+    prepare(dataclasses.replace(config, codec=codec, data=slower), limit=1)
+    anew = next(u for u in read_shard(folder) if u.text == known.text)
+    assert anew.end > known.end and anew.codes.shape[1] > known.codes.shape[1], "another take has codes of its own"
     (codec / ANSWERS).write_bytes((codec / ANSWERS).read_bytes()[:200])
     with pytest.raises(CheckpointError, match=r"answers\.npz is damaged"):
         known_answers(codec)

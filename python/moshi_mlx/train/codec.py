@@ -13,7 +13,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
@@ -26,13 +26,13 @@ from ..errors import CheckpointError
 from ..mimi import Mimi
 from .compiling import worth_compiling
 from .config import CodecConfig, Config, SemanticConfig
-from .corpus import Utterance, known_answers, write_answers
+from .corpus import Utterance, known_answers, same_take, write_answers
 from .export import write_half
 from .loss import Arrays
 from .mel import mel_distance
 from .parallel import Processes
 from .progress import Progress
-from .render import Job, perform, plan
+from .render import Job, Sound, perform, plan
 from .script import Script
 
 Tensors = dict[str, mx.array]
@@ -348,11 +348,12 @@ class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
         """Of an answer, as it will be decoded: at its level, on a frame's edge."""
         job = rng.choice(self.own)
         if job.number not in self._answers:
-            pcm = self._sound(job)
+            sound = self._sound(job)
+            pcm = sound.pcm
             frames = len(pcm) // FRAME_SIZE
             whole = self.parts == "decoder"
             codes = np.array(self._encoder.encode(pcm[None, None]))[0] if whole else np.zeros((1, frames), np.int32)
-            if known := self._known.get((job.voice, job.name)):
+            if known := same_take(self._known, job.voice, job.name, sound.end):
                 said = known.codes[:, :frames]
                 codes[:, : said.shape[1]] = said
             self._answers[job.number] = pcm, codes
@@ -363,13 +364,14 @@ class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
 
     def _crop(self, rng: random.Random) -> np.ndarray:
         length = self.settings.frames * FRAME_SIZE
-        pcm = self._sound(rng.choice(self.spoken))
+        pcm = self._sound(rng.choice(self.spoken)).pcm
         start = rng.randrange(len(pcm) - length + 1)
         return np.asarray(pcm[start : start + length] * rng.uniform(0.5, 1.6), dtype=np.float32)
 
-    def _sound(self, job: Job) -> np.ndarray:
-        pcm = perform(job, self.script, self.config.data, self.config.train.seed).pcm
-        return np.pad(pcm, (0, max(0, self.settings.frames * FRAME_SIZE - len(pcm))))
+    def _sound(self, job: Job) -> Sound:
+        """What a job says, as long as a crop at least."""
+        sound = perform(job, self.script, self.config.data, self.config.train.seed)
+        return replace(sound, pcm=np.pad(sound.pcm, (0, max(0, self.settings.frames * FRAME_SIZE - len(sound.pcm)))))
 
     def losses(
         self, free: Tensors, batch: Crops

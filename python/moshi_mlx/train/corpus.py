@@ -7,7 +7,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,6 +94,9 @@ def read_corpus(folder: Path) -> list[Utterance]:
 ANSWERS = "answers.npz"
 """Beside a codec's weights, a file like a corpus': Moshi's answers in the codes that language models say them with."""
 
+_SAME_TAKE = 0.02
+"""Seconds by which the ends of one answer, rendered twice, may differ."""
+
 
 def known_answers(codec: Path) -> dict[tuple[str, str], Utterance]:
     """Moshi's answers as language models of a codec say them, by voice and text; none where it brings none.
@@ -108,6 +111,12 @@ def known_answers(codec: Path) -> dict[tuple[str, str], Utterance]:
         return {(u.voice, u.text): u for u in read_shard(path)} if path.exists() else {}
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is damaged ({error}). Take it from where the codec is from.") from error
+
+
+def same_take(known: Mapping[tuple[str, str], Utterance], voice: str, text: str, end: float) -> Utterance | None:
+    """The known answer that was spoken as one that ends at `end` seconds; none where that is spoken at another rate."""
+    found = known.get((voice, text))
+    return found if found and abs(found.end - end) < _SAME_TAKE else None
 
 
 def write_answers(folder: Path, answers: Iterable[Utterance]) -> None:

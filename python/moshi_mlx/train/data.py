@@ -31,6 +31,7 @@ from .corpus import (
     known_answers,
     read_features,
     read_shard,
+    same_take,
     shards_with_features,
     write_features,
     write_shard,
@@ -193,7 +194,7 @@ def _render(path: Path, script: Script, config: Config, shard: Sequence[Job]) ->
     utterances, features = encode([s for s in sounds if _spoken(s)], _codec)
     if shard[0].group == "answers":
         known = known_answers(config.codec)
-        utterances = [known.get((u.voice, u.text), u) for u in utterances]
+        utterances = [same_take(known, u.voice, u.text, u.end) or u for u in utterances]
     if config.data.features:
         write_features(config.work / "features" / path.name, features, _convolutions)
     write_shard(path, utterances)

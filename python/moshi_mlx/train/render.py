@@ -122,9 +122,7 @@ def perform(job: Job, script: Script, config: DataConfig, seed: int) -> Sound:
         return Sound(job, "", _background(draws), 0.0, 0.0, ())
     text = pick(job.wording, rng)
     if job.group == "echoes":
-        spoken = Voice.parse(job.voice).say(text, rate=config.rates.get(text, 1.0))
-        pcm = _frames(np.concatenate([np.zeros(ANSWER_LEAD * FRAME_SIZE, np.float32), spoken]), ANSWER_TAIL)
-        pcm = gain(room(draws, pcm, draws.uniform(0.15, 0.5)), draws.uniform(-36, -18))
+        pcm = gain(room(draws, _answer(job, config).pcm, draws.uniform(0.15, 0.5)), draws.uniform(-36, -18))
         return Sound(job, text, pcm + 0.0003 * noise(draws, len(pcm), 1.0), 0.0, len(pcm) / SAMPLE_RATE, ())
     if job.split == "train" and job.group in ("intents", OUT_OF_DOMAIN):
         text = framed(text, script, rng, config.openers)
