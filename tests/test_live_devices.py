@@ -36,7 +36,9 @@ with AudioIO(echo_cancel=False) as sound:
     print(json.dumps({"stats": sound.stats(), "events": events, "start": start, "late_ms": late}))
 """
 
-# The speaker's reserve before it has learned how late frames and callbacks can be is 36 ms. Blocks are of 20 ms.
+# The speaker's reserve before it has learned how late frames and callbacks can be, and what it plays at a time.
+RESERVE_MS = 36
+BLOCK_MS = 20
 LONGEST_STALL_MS = 50
 LATEST_MS = 30
 
@@ -80,24 +82,31 @@ def sounding(samples: np.ndarray) -> np.ndarray:
 
 def test_sound_goes_through_without_a_gap(server: SoundServer) -> None:
     seconds = 15.0
-    with server.playing(tone(90.0)), server.recording() as recording:
-        result = Loop(server, seconds).result()
-    stats = result["stats"]
-    loud = sounding(recording.samples[0])
-    heard = np.flatnonzero(loud > 0.1)
-    assert len(heard) > 0, f"nothing was played: {stats}"
-    inside = loud[heard[0] + 2 : heard[-1] - 2]
-    assert len(inside) > 100 * (seconds - 3), f"only {len(inside) / 100} s were played: {stats}"
-    gaps = np.flatnonzero(inside < 0.05)
-    # A server that was given several blocks when the stream began lets them pass before it asks again: no stall.
-    stalled, begun = (
-        max(s["input_callback_worst_gap_ms"], s["output_callback_worst_gap_ms"]) for s in (stats, result["start"])
-    )
-    if stalled > max(LONGEST_STALL_MS, begun):
-        pytest.skip(f"the machine is too busy: the sound server stood still for {stalled:.0f} ms")
-    if result["late_ms"] > LATEST_MS:
-        pytest.skip(f"the machine is too busy: frames came up to {result['late_ms']:.0f} ms late")
-    assert stats["output_underruns"] == 0, f"underruns: {stats}"
+    for attempt in range(2):
+        with server.playing(tone(90.0)), server.recording() as recording:
+            result = Loop(server, seconds).result()
+        stats = result["stats"]
+        loud = sounding(recording.samples[0])
+        heard = np.flatnonzero(loud > 0.1)
+        assert len(heard) > 0, f"nothing was played: {stats}"
+        inside = loud[heard[0] + 2 : heard[-1] - 2]
+        assert len(inside) > 100 * (seconds - 3), f"only {len(inside) / 100} s were played: {stats}"
+        gaps = np.flatnonzero(inside < 0.05)
+        # A server that was given several blocks when the stream began lets them pass before it asks again: no stall.
+        stalled, begun = (
+            max(s["input_callback_worst_gap_ms"], s["output_callback_worst_gap_ms"]) for s in (stats, result["start"])
+        )
+        late = result["late_ms"]
+        if stalled > max(LONGEST_STALL_MS, begun):
+            pytest.skip(f"the machine is too busy: the sound server stood still for {stalled:.0f} ms")
+        if late > LATEST_MS:
+            pytest.skip(f"the machine is too busy: frames came up to {late:.0f} ms late")
+        # Each alone is within the reserve; a frame and a block that are late together may not be.
+        together = late + max(0.0, stalled - BLOCK_MS)
+        if stats["output_underruns"] and together > RESERVE_MS / 2 and attempt == 0:
+            continue
+        break
+    assert stats["output_underruns"] == 0, f"underruns, frames up to {late:.1f} ms late: {stats}"
     assert len(gaps) == 0, f"silence at {gaps[:10] / 100} s: {stats}"
     assert stats["dropped_frames"] == 0 and stats["output_skipped_ms"] == 0, stats
     assert stats["input_overruns"] == 0 and stats["frames"] >= seconds * 12

@@ -47,6 +47,31 @@ def test_answers_start_two_or_three_frames_after_the_question(parts: tuple[Scrip
                 assert silent in (1, 2), f"speech {silent} frames after the question's end"
 
 
+def test_some_answers_come_late(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    waited = []
+    for talk in conversations(parts, replace(PLAIN, late_answers=0.3, late_gap=(6, 16))):
+        for end, _, _ in talk.turns:
+            if end + 20 < talk.text.size:
+                # Moshi's first frame is one before its first sound.
+                waited.append(1 + next(n for n in range(20) if talk.speaking[end + n]))
+                assert (talk.asked[end : end + waited[-1]] > 0).all()
+    late = [gap for gap in waited if gap not in (2, 3)]
+    assert 0.2 < len(late) / len(waited) < 0.4
+    assert min(late) >= 6 and max(late) <= 16 and len(set(late)) > 5
+
+
+def test_a_drills_question_can_come_at_once_and_at_the_end(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    mixer = Mixer(*parts, PLAIN)
+    ends = []
+    for n in range(200):
+        talk = mixer.drill(random.Random(n))
+        ((end, _, answer),) = talk.turns
+        assert end <= 40 - 6, "the answer's beginning is missing"
+        assert talk.speaking[end + 2] and talk.asked[end] == mixer.numbers[answer]
+        ends.append(end)
+    assert min(ends) < 16 and max(ends) > 30
+
+
 def test_the_text_stream_spells_the_answers(parts: tuple[Script, list[Utterance], TextTokenizer]):
     tokenizer = parts[2]
     for talk in conversations(parts, PLAIN):

@@ -72,6 +72,9 @@ class MixConfig:
         window: length of the part of it that a training step sees; half of them start with the conversation, the
             others where a later question does.
         answer_gap: from the end of a question to Moshi's answer.
+        late_answers: share of the answers that come later than that. From them a model that missed the moment, or was
+            not sure that the question had ended, knows that it isn't too late.
+        late_gap: from the end of a question to such an answer.
         stop_gap: from the start of an interruption to Moshi's silence.
         turn_gap: from the end of an answer to the next question.
         interruptions: share of answers that the user interrupts.
@@ -94,6 +97,8 @@ class MixConfig:
     frames: int = 250
     window: int = 250
     answer_gap: tuple[int, int] = (2, 3)
+    late_answers: float = 0.0
+    late_gap: tuple[int, int] = (6, 16)
     stop_gap: tuple[int, int] = (3, 4)
     turn_gap: tuple[int, int] = (3, 16)
     interruptions: float = 0.1

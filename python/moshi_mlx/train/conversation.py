@@ -181,7 +181,7 @@ class Mixer:
         return self._finish(talk.conversation, rng)
 
     def drill(self, rng: random.Random, frames: int = 40) -> Conversation:
-        """A single question and the answer's first frames; a question that is too long loses its start."""
+        """A single question and the answer's first frames or more; a question that is too long loses its start."""
         talk = self._begin(rng, frames, echo=False)
         talk.ask(frames - rng.randint(6, 10))
         return self._finish(talk.conversation, rng)
@@ -304,11 +304,16 @@ class _Talk:
         self.last: Intent | None = None
         self.answer: str | None = None
 
-    def ask(self, end: int) -> None:
-        """A question that ends in frame `end`, and its answer."""
+    def ask(self, latest: int) -> None:
+        """A question that ends in frame `latest` or, where there is room, anywhere before it, and its answer."""
         said, intent, answer = self.mixer.question(self.rng, None, None)
         said = self._varied(said)
-        found = self._hear(said, end - (said.end_frame - said.first_frame))
+        # Were the end always in the last frames, a question ending soon after a stream's start would be taken for one
+        # that goes on.
+        position = latest - (said.end_frame - said.first_frame)
+        if position > 1:
+            position = self.rng.randint(1, position)
+        found = self._hear(said, position)
         start = found + self.rng.randint(*self.mixer.config.answer_gap)
         self.conversation.turns.append((found, intent.name, answer))
         self.conversation.asked[found : start + 1] = self.mixer.numbers[answer]
@@ -335,7 +340,7 @@ class _Talk:
             opening = None
             end = self._hear(self._varied(said), position)
             self.conversation.turns.append((end, intent.name, answer))
-            start = end + rng.randint(*config.answer_gap)
+            start = end + rng.randint(*(config.late_gap if rng.random() < config.late_answers else config.answer_gap))
             self.conversation.asked[end : start + 1] = self.mixer.numbers[answer]
             given = self.mixer.slip(rng, answer)
             slipped = given != answer
