@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from rich.console import Console
 from train_corpus import NANO, make_corpus
 
@@ -120,6 +121,28 @@ def test_drills_teach_listening_and_leave_the_depth_transformer_alone(corpus: Pa
     parts = [trainer._update(*drill.arrays())[0] for _ in range(8)]
     assert parts[-1]["drill"].item() < 0.9 * parts[0]["drill"].item()
     assert mx.array_equal(trainer.model.lm.depformer.linear_in.weight, before)
+
+
+def test_where_a_run_starts_from_other_weights_the_heads_learn_first(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    export(Trainer(config), tmp_path / "model", averaged=False)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, heads=6, save=1))
+    tuned = Trainer(config, init=tmp_path / "model")
+    start = {name: mx.array(value) for name, value in tree_flatten(tuned.model.parameters())}
+
+    def moved() -> set[str]:
+        now = tree_flatten(tuned.model.parameters())
+        return {name.split(".")[0] for name, value in now if not mx.array_equal(value, start[name])}
+
+    quietly(tuned, 4)
+    assert moved() == {"heard", "asked"}
+    tuned = Trainer(config)
+    assert tuned.resume() and tuned.heads == 6
+    quietly(tuned, 6)
+    assert moved() == {"heard", "asked"}
+    quietly(tuned, 7)
+    assert moved() == {"heard", "asked", "lm"}
+    assert Trainer(config).heads == 0, "all of it is new: nothing would be lost"
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(corpus: Path, tmp_path: Path):

@@ -135,6 +135,8 @@ class TrainConfig:
         drill_batch: questions in a drill.
         exchanges: share of the drills that are of two turns, the second most often about the first; two fifths as many
             of those make a drill.
+        heads: steps at the beginning of a run that starts from other weights in which the auxiliary heads alone learn.
+            They know nothing yet; what they'd ask for would take from these weights what they know.
         sharpness: what the exported model's output layers are multiplied by. The default temperatures were chosen for
             models of billions of parameters; a small one is surer of its answers when they act as lower ones. Weights
             that a run starts from are taken to be as sharp.
@@ -158,6 +160,7 @@ class TrainConfig:
     drills: float = 0.0
     drill_batch: int = 24
     exchanges: float = 0.0
+    heads: int = 300
     sharpness: float = 1.0
     evaluate: int = 250
     save: int = 100

@@ -34,6 +34,9 @@ from .script import Script
 
 _EMA_EVERY = 8
 
+_HEADS_RATE = 5.0
+"""How much faster than all together the auxiliary heads learn alone."""
+
 Update = Callable[..., tuple[dict[str, mx.array], mx.array]]
 """A step of the optimizer on a batch's arrays: the losses and the gradient's norm."""
 
@@ -68,19 +71,27 @@ class Trainer:
         _small_start(self.model, self.lm_config, config.codec)
         if init is not None:
             self._start_from(init)
-        train = config.train
-        schedule = optim.join_schedules(
-            [
-                optim.linear_schedule(train.rate / train.warmup, train.rate, train.warmup),
-                optim.cosine_decay(train.rate, max(1, train.steps - train.warmup), train.rate * train.final_rate),
-            ],
-            [train.warmup],
-        )
-        self.optimizer = optim.AdamW(schedule, betas=list(train.betas), weight_decay=train.decay, bias_correction=True)
-        self.optimizer.init(self.model.trainable_parameters())
+        self.heads = 0 if init is None else config.train.heads
+        self.optimizer = self._new_optimizer()
         self.average = tree_map(mx.array, self.model.lm.parameters())
         self.step = 0
         self._update = self._compile()
+
+    def _new_optimizer(self) -> optim.AdamW:
+        train, heads = self.config.train, self.heads
+        rest = max(1, train.steps - train.warmup - heads)
+        alone = _HEADS_RATE * train.rate
+        schedule = optim.join_schedules(
+            [
+                optim.linear_schedule(alone, alone, max(1, heads)),
+                optim.linear_schedule(train.rate / train.warmup, train.rate, train.warmup),
+                optim.cosine_decay(train.rate, rest, train.rate * train.final_rate),
+            ],
+            [heads, heads + train.warmup],
+        )
+        optimizer = optim.AdamW(schedule, betas=list(train.betas), weight_decay=train.decay, bias_correction=True)
+        optimizer.init(self.model.trainable_parameters())
+        return optimizer
 
     def read(self) -> None:
         """Read the corpus, again if it has grown.
@@ -142,8 +153,10 @@ class Trainer:
         def update(*arrays: mx.array) -> tuple[dict[str, mx.array], mx.array]:
             kind = Batch if len(arrays) == len(Batch.__dataclass_fields__) else Drill
             (loss, parts), gradients = value_and_grad(model, kind(*arrays))
-            if kind is Drill:
-                # The optimizer leaves alone what a drill doesn't use, rather than decay it.
+            # The optimizer leaves alone what has no gradient, rather than decay it.
+            if self.step < self.heads:
+                gradients.pop("lm")
+            elif kind is Drill:
                 gradients["lm"].pop("depformer", None)
             gradients, norm = optim.clip_grad_norm(processes.mean(gradients), train.clip)
             optimizer.update(model, gradients)
@@ -167,6 +180,8 @@ class Trainer:
     def batch(self, step: int) -> Batch | Drill:
         """The batch of a step."""
         train = self.config.train
+        if step < self.heads:
+            return self._drill(step)
         # Drills loosen what the depth transformer had learned: the last quarter of a run has ever fewer of them.
         drills = train.drills * min(1.0, 4 * (1 - step / train.steps))
         if random.Random(f"{train.seed}/{step}").random() < drills:
@@ -207,6 +222,8 @@ class Trainer:
                 parts, norm = self._update(*batch.arrays())
                 mx.eval(parts, norm, self.model.state, self.optimizer.state)
                 self.step += 1
+                if self.step == self.heads:
+                    self._update = self._compile()
                 if self.step % train.save == 0 and self._grown():
                     self.read()
                 if progress is None:
@@ -257,6 +274,7 @@ class Trainer:
             "optimizer": self.optimizer.state,
             "average": self.average,
             "step": mx.array(self.step),
+            "heads": mx.array(self.heads),
         }
         path = self.config.work / "run.safetensors"
         with ResultFile(path) as file:
@@ -282,6 +300,8 @@ class Trainer:
             self.model.load_weights(mine)
         except ValueError as error:
             raise CheckpointError(f"{path} is of another model: {error}. Choose another work folder.") from error
+        self.heads = int(state["heads"].item())
+        self.optimizer = self._new_optimizer()
         self.optimizer.state = state["optimizer"]
         self.average = state["average"]
         self.step = int(state["step"].item())
