@@ -187,19 +187,19 @@ def test_a_listener_hears_the_codes_as_the_model_does_and_the_answer_after_them(
     book = codebook(trainer.fixed, "rvq_first", 0)
     codes = mx.pad(coded.codes, [(0, 0), (0, 3)])
     reply = listener.reply(hearing, mx.pad(coded.semantic, [(0, 0), (0, 3), (0, 0)]), codes, book)
-    # The same by the model itself: four frames of background, the lesson, then the background again.
+    # The same by the model itself: 14 frames of background, the lesson, then the background again.
     inputs = np.array(hearing.inputs)
     heard = min(frames, end + 2)
-    assert (inputs[0, 9, 5 : 5 + heard] == -1).all()
-    assert (inputs[0, 9, 1:5] >= 0).all()
-    assert (inputs[0, 9, 5 + heard :] >= 0).all()
-    inputs[0, 9, 5 : 5 + heard] = np.array(coded.codes[0, :heard])
+    assert (inputs[0, 9, 15 : 15 + heard] == -1).all()
+    assert (inputs[0, 9, 1:15] >= 0).all()
+    assert (inputs[0, 9, 15 + heard :] >= 0).all()
+    inputs[0, 9, 15 : 15 + heard] = np.array(coded.codes[0, :heard])
     expected = model.forward_text(mx.array(inputs))[1]
     likeliest = np.array(reply.text.argmax(-1))
     assert np.mean(likeliest == np.array(expected.argmax(-1))) > 0.9, "8-bit weights, and the same ones unpacked"
     said = np.flatnonzero(np.isin(np.array(hearing.text[0]), [0, 3], invert=True))
     least, most = trainer.config.mix.answer_gap
-    assert 4 + end + least - 1 <= said[0] <= 4 + end + most + 2
+    assert 14 + end + least - 1 <= said[0] <= 14 + end + most + 2
     answer = TextTokenizer(NANO / "tokenizer.model").decode(np.array(hearing.text[0])[said].tolist())
     assert answer.strip() and any(text.startswith(answer.strip()) for text in lesson.answers), answer
     # What the answer begins with: a frame before its first word, and the codes that its text comes with.

@@ -31,8 +31,8 @@ from .loss import Arrays, delayed
 from .script import OUT_OF_DOMAIN, Script
 
 _PADDING = PADDING_TOKENS[1]
-_BEFORE = 4
-"""Frames of silence before a question."""
+_BEFORE = 14
+"""Frames of silence before a question: right after its start a model may be less sure that it should answer."""
 _BEHIND = 16
 """Frames after a question, in which the answer begins."""
 _ANSWER = 32

@@ -34,8 +34,8 @@ from .script import Script
 
 _EMA_EVERY = 8
 
-_HEADS_RATE = 5.0
-"""How much faster than all together the auxiliary heads learn alone."""
+_HEADS_RATE = 2e-3
+"""Learning rate of the auxiliary heads while they learn alone."""
 
 Update = Callable[..., tuple[dict[str, mx.array], mx.array]]
 """A step of the optimizer on a batch's arrays: the losses and the gradient's norm."""
@@ -80,10 +80,9 @@ class Trainer:
     def _new_optimizer(self) -> optim.AdamW:
         train, heads = self.config.train, self.heads
         rest = max(1, train.steps - train.warmup - heads)
-        alone = _HEADS_RATE * train.rate
         schedule = optim.join_schedules(
             [
-                optim.linear_schedule(alone, alone, max(1, heads)),
+                optim.linear_schedule(_HEADS_RATE, _HEADS_RATE, max(1, heads)),
                 optim.linear_schedule(train.rate / train.warmup, train.rate, train.warmup),
                 optim.cosine_decay(train.rate, rest, train.rate * train.final_rate),
             ],
