@@ -37,6 +37,9 @@ _PAUSES = (6, 14)
 # Frames after an interruption on whose silence training insists.
 _STOPPING = 3
 
+# Frames from a stream's start in which half of the drills' questions begin.
+_SOON = 8
+
 # How much later than it should Moshi falls silent where it learns to do so late, in frames.
 _LATE = (1, 8)
 
@@ -305,14 +308,13 @@ class _Talk:
         self.answer: str | None = None
 
     def ask(self, latest: int) -> None:
-        """A question that ends in frame `latest` or, where there is room, anywhere before it, and its answer."""
+        """A question that ends in frame `latest`, or before it as far as there is room, and its answer."""
         said, intent, answer = self.mixer.question(self.rng, None, None)
         said = self._varied(said)
-        # Were the end always in the last frames, a question ending soon after a stream's start would be taken for one
-        # that goes on.
         position = latest - (said.end_frame - said.first_frame)
+        # Were the end always in the last frames, what is over soon after a stream's start would be taken for a part.
         if position > 1:
-            position = self.rng.randint(1, position)
+            position = self.rng.randint(1, min(position, _SOON if self.rng.random() < 0.5 else position))
         found = self._hear(said, position)
         start = found + self.rng.randint(*self.mixer.config.answer_gap)
         self.conversation.turns.append((found, intent.name, answer))
