@@ -60,6 +60,19 @@ def test_some_answers_come_late(parts: tuple[Script, list[Utterance], TextTokeni
     assert min(late) >= 6 and max(late) <= 16 and len(set(late)) > 5
 
 
+def test_an_onset_is_an_answers_first_three_frames_of_sound(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    seen = 0
+    for talk in conversations(parts, replace(PLAIN, interruptions=0.5, slips=0.2)):
+        for first in np.flatnonzero(np.diff(talk.onsets.astype(int)) == 1) + 1:
+            if first + 3 >= talk.text.size:
+                continue
+            seen += 1
+            assert talk.onsets[first : first + 3].all() and not talk.onsets[first + 3]
+            assert talk.speaking[first - 1 : first + 3].all() and not talk.wrong[first : first + 3].any()
+            assert talk.text[first] not in (PADDING, END_OF_PADDING), "the first word comes with the first sound"
+    assert seen > 30
+
+
 def test_a_drills_question_can_come_at_once_and_at_the_end(parts: tuple[Script, list[Utterance], TextTokenizer]):
     mixer = Mixer(*parts, PLAIN)
     ends = []

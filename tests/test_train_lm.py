@@ -110,17 +110,27 @@ def test_the_user_codebooks_that_were_never_trained_are_not_heard(corpus: Path, 
 
 
 @pytest.mark.parametrize("exchanges", [0.0, 1.0])
-def test_drills_teach_listening_and_leave_the_depth_transformer_alone(corpus: Path, tmp_path: Path, exchanges: float):
+def test_drills_teach_listening_and_which_answer_begins(corpus: Path, tmp_path: Path, exchanges: float):
     config = work_in(corpus, tmp_path)
     train = dataclasses.replace(config.train, drills=1.0, drill_batch=5, exchanges=exchanges)
     trainer = Trainer(dataclasses.replace(config, train=train))
     drill = trainer.batch(0)
     assert isinstance(drill, Drill)
     assert drill.text.shape == ((2, 90) if exchanges else (5, 40))
-    before = mx.array(trainer.model.lm.depformer.linear_in.weight)
-    parts = [trainer._update(*drill.arrays())[0] for _ in range(8)]
-    assert parts[-1]["drill"].item() < 0.9 * parts[0]["drill"].item()
-    assert mx.array_equal(trainer.model.lm.depformer.linear_in.weight, before)
+    count, frames = drill.text.shape
+    rows = np.array(drill.rows).reshape(count, -1)
+    assert (rows // frames == np.arange(count)[:, None]).all(), "some steps of each"
+    # An onset begins with its first word, beside which nothing tells yet what will be said.
+    words = np.array(drill.text).reshape(-1)[rows] if exchanges else np.array(drill.text).reshape(-1)[rows[:, 0]]
+    assert np.array(drill.depth_onset).sum() > 0
+    if not exchanges:
+        assert np.array(drill.depth_onset).all()
+        assert np.isin(words, [0, 3], invert=True).all()
+    spoken = np.array(drill.depth_targets)[np.array(drill.depth_onset) > 0]
+    assert len({tuple(row) for row in spoken}) > 1
+    parts = [trainer._update(*drill.arrays())[0] for _ in range(12)]
+    for name in ("drill", "onset"):
+        assert parts[-1][name].item() < 0.9 * parts[0][name].item(), name
 
 
 def test_where_a_run_starts_from_other_weights_the_heads_learn_first(corpus: Path, tmp_path: Path):

@@ -130,7 +130,7 @@ class TrainConfig:
         silent_share: share of those taken from Moshi's silence.
         weights: of the losses, by name.
         drills: share of the steps of a run's first three quarters that are drills, falling to none at its end: single
-            questions up to the answer's first words, without the depth transformer. They teach listening at a fraction
+            questions up to the answer's first words, of its sound the onset alone. They teach listening at a fraction
             of a conversation's cost.
         drill_batch: questions in a drill.
         exchanges: share of the drills that are of two turns, the second most often about the first; two fifths as many

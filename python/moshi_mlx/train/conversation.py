@@ -40,6 +40,9 @@ _STOPPING = 3
 # Frames from a stream's start in which half of the drills' questions begin.
 _SOON = 8
 
+# Frames of an answer's first sound that count as its onset.
+ONSET = 3
+
 # How much later than it should Moshi falls silent where it learns to do so late, in frames.
 _LATE = (1, 8)
 
@@ -59,6 +62,8 @@ class Conversation:
         stopping: the frames in which Moshi falls silent because the user interrupts, bool [T].
         minded: the frames in which it matters that Moshi goes on as it does, bool [T]: silent in the middle of what the
             user says, speaking through a "mm-hm".
+        onsets: the first frames in which an answer sounds, bool [T]: before its words do, the codes there tell which
+            answer it will be.
         wrong: frames that are as they should not be, bool [T]: Moshi still speaks though it should have fallen silent,
             or begins an answer to something else. What follows is to be learned, they themselves are not.
         turns: what was asked and when: (frame of the question's end, intent, expected answer).
@@ -73,6 +78,7 @@ class Conversation:
     speaking: np.ndarray
     stopping: np.ndarray
     minded: np.ndarray
+    onsets: np.ndarray
     wrong: np.ndarray
     turns: list[tuple[int, str, str]]
     openings: list[int]
@@ -209,6 +215,7 @@ class Mixer:
                 self._background(rng, frames),
                 np.zeros(frames, np.int32),
                 np.zeros(frames, np.int32),
+                np.zeros(frames, bool),
                 np.zeros(frames, bool),
                 np.zeros(frames, bool),
                 np.zeros(frames, bool),
@@ -405,6 +412,8 @@ class _Talk:
         begin = start - 1
         length = spoken.codes.shape[1] if stop is None else min(stop + late - begin, spoken.codes.shape[1])
         talk.wrong[max(0, begin) : begin + length] = False
+        if not slipped:
+            talk.onsets[max(0, begin + 1) : begin + min(1 + ONSET, length)] = True
         if slipped:
             known = begin + min(self.mixer.known_from[answer], length)
             talk.wrong[max(0, begin + int(spoken.tokens[0])) : max(0, known)] = True
@@ -455,6 +464,7 @@ def cut(talk: Conversation, first: int, frames: int) -> Conversation:
         talk.speaking[part],
         talk.stopping[part],
         talk.minded[part],
+        talk.onsets[part],
         talk.wrong[part],
         [(end - first, intent, answer) for end, intent, answer in talk.turns if first <= end < first + frames],
         [frame - first for frame in talk.openings if first <= frame < first + frames],

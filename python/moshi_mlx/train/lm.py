@@ -27,7 +27,7 @@ from .compiling import worth_compiling
 from .config import Config
 from .conversation import Conversation, Mixer, nearest_codes
 from .corpus import read_corpus
-from .loss import Batch, Drill, Trainee, listening_losses, losses, make_batch, make_drill, score, total
+from .loss import Batch, Drill, Trainee, losses, make_batch, make_drill, score, total
 from .parallel import Processes
 from .progress import Progress
 from .script import Script
@@ -144,7 +144,7 @@ class Trainer:
         model, optimizer, train, processes = self.model, self.optimizer, self.config.train, self.processes
 
         def objective(trainee: Trainee, batch: Batch | Drill) -> tuple[mx.array, dict[str, mx.array]]:
-            parts = losses(trainee, batch) if isinstance(batch, Batch) else listening_losses(trainee, batch)[1]
+            parts = losses(trainee, batch)
             return total(parts, train.weights), parts
 
         value_and_grad = nn.value_and_grad(model, objective)
@@ -152,11 +152,9 @@ class Trainer:
         def update(*arrays: mx.array) -> tuple[dict[str, mx.array], mx.array]:
             kind = Batch if len(arrays) == len(Batch.__dataclass_fields__) else Drill
             (loss, parts), gradients = value_and_grad(model, kind(*arrays))
-            # The optimizer leaves alone what has no gradient, rather than decay it.
             if self.step < self.heads:
+                # The optimizer leaves alone what has no gradient, rather than decay it.
                 gradients.pop("lm")
-            elif kind is Drill:
-                gradients["lm"].pop("depformer", None)
             gradients, norm = optim.clip_grad_norm(processes.mean(gradients), train.clip)
             optimizer.update(model, gradients)
             return {**parts, "loss" if kind is Batch else "drill": loss}, norm

@@ -17,10 +17,11 @@ import numpy as np
 from ..config import LMConfig
 from ..fast_math import cross_entropy
 from ..lm import LMModel
-from .conversation import END_OF_PADDING, PADDING, Conversation, is_word
+from .conversation import END_OF_PADDING, ONSET, PADDING, Conversation, is_word
 
 DEFAULT_WEIGHTS = {
     "text": 2.0, "text_padding": 0.3, "semantic": 10.0, "acoustic": 1.0, "silence": 0.3, "heard": 0.5, "asked": 0.5,
+    "onset": 1.0,
 }  # fmt: skip
 
 
@@ -43,6 +44,7 @@ class Batch(Arrays):
         depth_inputs: int32 [R, dep_q], the text token and all but the last audio token of those steps.
         depth_targets: int32 [R, dep_q], -1 where nothing is to be learned.
         depth_speech: float32 [R], 1 where Moshi speaks or stops.
+        depth_onset: float32 [R], 1 where an answer begins to sound.
         heard: int32 [B, T], number of the user's word.
         asked: int32 [B, T], number of the answer called for.
         minded: float32 [B, T], 1 where it matters as much as words what Moshi does: it falls silent because of an
@@ -56,6 +58,7 @@ class Batch(Arrays):
     depth_inputs: mx.array
     depth_targets: mx.array
     depth_speech: mx.array
+    depth_onset: mx.array
     heard: mx.array
     asked: mx.array
     minded: mx.array
@@ -92,45 +95,55 @@ def make_batch(
     asked = np.stack([c.asked for c in conversations])
     stopping = np.stack([c.stopping for c in conversations])
     minded = np.stack([c.minded for c in conversations])
+    onsets = np.stack([c.onsets for c in conversations])
     wrong = np.stack([c.wrong for c in conversations])
     streams = delayed(codes, config)
     if window is not None and window < codes.shape[2]:
         first = [_opening(c, window, draws) for c in conversations]
-        codes, speaking, heard, asked, stopping, minded, wrong = (
+        codes, speaking, heard, asked, stopping, minded, onsets, wrong = (
             np.stack([x[..., a : a + window] for x, a in zip(xs, first, strict=True)])
-            for xs in (codes, speaking, heard, asked, stopping, minded, wrong)
+            for xs in (codes, speaking, heard, asked, stopping, minded, onsets, wrong)
         )
         streams = np.stack([x[:, a : a + window + 1] for x, a in zip(streams, first, strict=True)])
-    B, _, T = codes.shape
-    flat = streams[:, : 1 + config.dep_q, 1:].swapaxes(1, 2).reshape(B * T, -1)
+    T = codes.shape[2]
     stops = np.flatnonzero((stopping & ~speaking) | (minded & speaking & ~wrong))
     stops = draws.permutation(stops)[: depth_frames // 4]
-    loud, silent = (np.setdiff1d(np.flatnonzero(x), stops) for x in (speaking & ~wrong, ~speaking))
-    others = depth_frames - len(stops)
+    begun = np.setdiff1d(np.flatnonzero(onsets & speaking & ~wrong), stops)
+    begun = draws.permutation(begun)[: depth_frames // 4]
+    chosen = np.concatenate([stops, begun])
+    loud, silent = (np.setdiff1d(np.flatnonzero(x), chosen) for x in (speaking & ~wrong, ~speaking))
+    others = depth_frames - len(chosen)
     quiet = min(len(silent), max(round(others * silent_share), others - len(loud)))
     rows = np.concatenate(
         [
-            stops,
+            chosen,
             draws.choice(loud, others - quiet, replace=False),
             draws.choice(silent, quiet, replace=False),
         ]
     )
     counted = (speaking | stopping).reshape(-1)
-    chosen = flat[rows]
-    targets = chosen[:, 1:].copy()
-    targets[targets == config.initial_token_id] = -1
+    depth_inputs, depth_targets = _depth(streams, rows, config)
     return Batch(
         inputs=mx.array(streams[:, :, :T]),
         text=mx.array(codes[:, 0]),
         rows=mx.array(rows.astype(np.int32)),
-        depth_inputs=mx.array(chosen[:, : config.dep_q]),
-        depth_targets=mx.array(targets),
+        depth_inputs=depth_inputs,
+        depth_targets=depth_targets,
         depth_speech=mx.array(counted[rows].astype(np.float32)),
+        depth_onset=mx.array(np.isin(rows, begun).astype(np.float32)),
         heard=mx.array(heard),
         asked=mx.array(asked),
         minded=mx.array((stopping | minded).astype(np.float32)),
         learned=mx.array((~wrong).astype(np.float32)),
     )
+
+
+def _depth(streams: np.ndarray, rows: np.ndarray, config: LMConfig) -> tuple[mx.array, mx.array]:
+    """What the depth transformer gets and should say in some steps of delayed streams [B, 1 + n_q, T + 1]."""
+    said = streams[:, : 1 + config.dep_q, 1:].swapaxes(1, 2).reshape(-1, 1 + config.dep_q)[rows]
+    targets = said[:, 1:].copy()
+    targets[targets == config.initial_token_id] = -1
+    return mx.array(said[:, : config.dep_q]), mx.array(targets)
 
 
 def _opening(conversation: Conversation, window: int, draws: np.random.Generator) -> int:
@@ -151,10 +164,17 @@ class Trainee(nn.Module):
 
 @dataclass(frozen=True)
 class Drill(Arrays):
-    """Questions as the temporal transformer is trained on them; fields as in `Batch`."""
+    """Questions as the temporal transformer is trained on them; fields as in `Batch`.
+
+    The depth transformer's steps are those of the last answer's onset alone, `depth_onset` 0 where there is none.
+    """
 
     inputs: mx.array
     text: mx.array
+    rows: mx.array
+    depth_inputs: mx.array
+    depth_targets: mx.array
+    depth_onset: mx.array
     heard: mx.array
     asked: mx.array
     minded: mx.array
@@ -167,33 +187,50 @@ def make_drill(questions: Sequence[Conversation], config: LMConfig) -> Drill:
     heard, asked = np.stack([c.heard for c in questions]), np.stack([c.asked for c in questions])
     minded = np.stack([c.stopping | c.minded for c in questions]).astype(np.float32)
     learned = np.stack([~c.wrong for c in questions]).astype(np.float32)
-    streams = delayed(codes, config)[:, :, :-1]
-    return Drill(*(mx.array(x) for x in (streams, codes[:, 0], heard, asked, minded, learned)))
+    onsets = np.stack([c.onsets & c.speaking & ~c.wrong for c in questions])
+    streams = delayed(codes, config)
+    # As many steps of each, so that all drills are of one shape.
+    rows = np.concatenate([np.argsort(o, kind="stable")[-ONSET:] + i * o.size for i, o in enumerate(onsets)])
+    depth_inputs, depth_targets = _depth(streams, rows, config)
+    return Drill(
+        inputs=mx.array(streams[:, :, :-1]),
+        text=mx.array(codes[:, 0]),
+        rows=mx.array(rows.astype(np.int32)),
+        depth_inputs=depth_inputs,
+        depth_targets=depth_targets,
+        depth_onset=mx.array(onsets.reshape(-1)[rows].astype(np.float32)),
+        heard=mx.array(heard),
+        asked=mx.array(asked),
+        minded=mx.array(minded),
+        learned=mx.array(learned),
+    )
 
 
-def listening_losses(model: Trainee, batch: Batch | Drill) -> tuple[mx.array, dict[str, mx.array]]:
-    """Hidden states [B, T, D], and the losses that need no depth transformer."""
+def losses(model: Trainee, batch: Batch | Drill) -> dict[str, mx.array]:
+    """Mean cross-entropies of a batch or a drill.
+
+    `words`, `padding`, `heard`, `asked`, and of an onset's frames, all codes together, `onset`; besides, of a batch,
+    `semantic`, `acoustic` and `silence`.
+    """
     hidden, text_logits = model.lm.forward_text(batch.inputs)
     text = cross_entropy(text_logits, batch.text)
     words = mx.maximum((batch.text != PADDING).astype(mx.float32), batch.minded)
     calling = (batch.asked > 0).astype(mx.float32)
     some = (batch.heard > 0).astype(mx.float32) * 0.9 + 0.1
-    return hidden, {
-        "words": _mean(text, words * batch.learned),
-        "padding": _mean(text, (1 - words) * batch.learned),
-        "heard": _mean(cross_entropy(model.heard(hidden), batch.heard), some),
-        "asked": _mean(cross_entropy(model.asked(hidden), batch.asked), calling),
-    }
-
-
-def losses(model: Trainee, batch: Batch) -> dict[str, mx.array]:
-    """Mean cross-entropies (`words`, `padding`, `semantic`, `acoustic`, `silence`, `heard`, `asked`) of a batch."""
-    hidden, parts = listening_losses(model, batch)
     states = hidden.reshape(-1, hidden.shape[-1])[batch.rows]
     logits = model.lm.depformer(states, batch.depth_inputs)
     wanted = batch.depth_targets
     given = (wanted >= 0).astype(mx.float32)
     audio = cross_entropy(logits, mx.maximum(wanted, 0)) * given
+    parts = {
+        "words": _mean(text, words * batch.learned),
+        "padding": _mean(text, (1 - words) * batch.learned),
+        "heard": _mean(cross_entropy(model.heard(hidden), batch.heard), some),
+        "asked": _mean(cross_entropy(model.asked(hidden), batch.asked), calling),
+        "onset": _mean(audio.sum(axis=1), batch.depth_onset),
+    }
+    if isinstance(batch, Drill):
+        return parts
     speech = given * batch.depth_speech[:, None]
     return {
         **parts,
@@ -207,14 +244,14 @@ def total(parts: Mapping[str, mx.array], weights: Mapping[str, float], share_of_
     """The weighted loss.
 
     Args:
-        parts: from `losses` or `listening_losses`.
+        parts: from `losses`.
         weights: by name, as in `DEFAULT_WEIGHTS`.
         share_of_words: of the text stream's frames, by which the two text losses are balanced.
     """
     w = {**DEFAULT_WEIGHTS, **weights}
     text_words, text_padding = w["text"] * share_of_words, w["text_padding"] * (1 - share_of_words)
     text = (text_words * parts["words"] + text_padding * parts["padding"]) / (text_words + text_padding)
-    loss = text + w["heard"] * parts["heard"] + w["asked"] * parts["asked"]
+    loss = text + w["heard"] * parts["heard"] + w["asked"] * parts["asked"] + w["onset"] * parts["onset"]
     if "semantic" not in parts:
         return loss
     semantic, acoustic = w["semantic"], 7 * w["acoustic"]
