@@ -95,6 +95,14 @@ def test_the_text_stream_spells_the_answers(parts: tuple[Script, list[Utterance]
         assert talk.text[first_words[0] - 1] == END_OF_PADDING
 
 
+def test_the_first_token_tells_an_answer_from_all_others(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    mixer, tokenizer = Mixer(*parts, PLAIN), parts[2]
+    firsts = [int(answer.text[answer.tokens[0]]) for answer in mixer.answers.values()]
+    assert len(set(firsts)) == len(firsts) > 3
+    for text, answer in mixer.answers.items():
+        assert tokenizer.decode([int(t) for t in answer.text if t not in (PADDING, END_OF_PADDING)]).strip() == text
+
+
 def test_only_the_semantic_codebook_of_the_user_is_heard(parts: tuple[Script, list[Utterance], TextTokenizer]):
     for talk in conversations(parts, PLAIN):
         assert (talk.user[0] >= 0).all()

@@ -112,14 +112,15 @@ def is_word(text: np.ndarray) -> np.ndarray:
 def place_words(utterance: Utterance, tokenizer: TextTokenizer, frames: int, first: int) -> np.ndarray:
     """The text stream of an utterance: each word's tokens from the frame in which it starts, a mark before it.
 
-    Words whose tokens need more frames than they last push the following ones back.
+    Words whose tokens need more frames than they last push the following ones back. First words that are one piece
+    (`moshi_mlx.train.tokenizer`) come with the first of them.
 
     Returns:
         int32 [frames].
     """
     text = np.full(frames, PADDING, dtype=np.int32)
     position = 0
-    for word, start in utterance.words:
+    for word, start in _together(utterance.words, tokenizer):
         tokens = tokenizer.encode(word)
         position = max(position, round(start * FRAME_RATE) - first)
         if 0 < position <= frames and text[position - 1] == PADDING:
@@ -129,6 +130,15 @@ def place_words(utterance: Utterance, tokenizer: TextTokenizer, frames: int, fir
                 text[position] = token
             position += 1
     return text
+
+
+def _together(words: Sequence[tuple[str, float]], tokenizer: TextTokenizer) -> list[tuple[str, float]]:
+    """Words and when each starts, the first ones joined as far as they are one piece."""
+    for count in range(len(words), 1, -1):
+        opening = " ".join(word for word, _ in words[:count])
+        if len(tokenizer.encode(opening)) == 1:
+            return [(opening, words[0][1]), *words[count:]]
+    return list(words)
 
 
 class Mixer:
