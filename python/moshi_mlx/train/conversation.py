@@ -450,8 +450,9 @@ def known_from(answers: Mapping[str, Answer]) -> dict[str, int]:
     starts = Counter(tuple(tokens[:n]) for tokens in spelled.values() for n in range(len(tokens) + 1))
     result = {}
     for text, tokens in spelled.items():
-        alone = [n for n in range(1, len(tokens)) if starts[tuple(tokens[:n])] == 1]
-        result[text] = int(answers[text].tokens[alone[0]]) if alone else answers[text].speech_end
+        frames = [*answers[text].tokens.tolist(), int(answers[text].tokens[-1]) + 1]
+        alone = [n for n in range(1, len(tokens) + 1) if starts[tuple(tokens[:n])] == 1]
+        result[text] = frames[alone[0]] if alone else answers[text].speech_end
     return result
 
 
