@@ -32,6 +32,22 @@ def test_a_run_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["result.bin"]
 
 
+def test_a_result_that_nobody_holds_any_more_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = ResultFile(tmp_path / "result.bin")
+    result.write(b"half")
+    del result
+    assert os.listdir(tmp_path) == []
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdopen", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ResultFile(tmp_path / "result.bin")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "link.bin"

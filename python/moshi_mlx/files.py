@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -31,9 +31,9 @@ class ResultFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.name = "standard output" if path == STDOUT else os.fspath(path)
         self._target: Path | None = None
         self._temporary: Path | None = None
+        self.name = "standard output" if path == STDOUT else os.fspath(path)
         with storage_errors(self.name):
             self._file = self._open(path)
         self.seekable = self._target is not None
@@ -47,9 +47,17 @@ class ResultFile:
         if target.exists() and not stat.S_ISREG(target.stat().st_mode):
             return open(target, "wb", buffering=0)
         temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         self._target, self._temporary = target, temporary
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         return os.fdopen(descriptor, "wb", buffering=0)
+
+    def __del__(self) -> None:
+        # Ctrl-C can come when the file is there and nobody holds it yet who would discard it.
+        with suppress(OSError):
+            if hasattr(self, "_file"):
+                self.discard()
+            elif self._temporary is not None:
+                self._temporary.unlink(missing_ok=True)
 
     def write(self, data: bytes) -> None:
         """Append `data`."""
