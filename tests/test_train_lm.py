@@ -121,10 +121,10 @@ def test_drills_teach_listening_and_which_answer_begins(corpus: Path, tmp_path: 
     rows = np.array(drill.rows).reshape(count, -1)
     assert (rows // frames == np.arange(count)[:, None]).all(), "some steps of each"
     # An onset begins with its first word, beside which nothing tells yet what will be said.
-    words = np.array(drill.text).reshape(-1)[rows] if exchanges else np.array(drill.text).reshape(-1)[rows[:, 0]]
     assert np.array(drill.depth_onset).sum() > 0
     if not exchanges:
         assert np.array(drill.depth_onset).all()
+        words = np.array(drill.text).reshape(-1)[rows[:, 0]]
         assert np.isin(words, [0, 3], invert=True).all()
     spoken = np.array(drill.depth_targets)[np.array(drill.depth_onset) > 0]
     assert len({tuple(row) for row in spoken}) > 1
@@ -153,6 +153,19 @@ def test_where_a_run_starts_from_other_weights_the_heads_learn_first(corpus: Pat
     quietly(tuned, 7)
     assert moved() == {"heard", "asked", "lm"}
     assert Trainer(config).heads == 0, "all of it is new: nothing would be lost"
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=8))
+    assert Trainer(short, init=tmp_path / "model").heads == 2, "a short run trains the model, too"
+
+
+def test_a_run_of_a_version_without_steps_for_heads_alone_goes_on(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    quietly(Trainer(config), 2)
+    state = mx.load(str(tmp_path / "run.safetensors"))
+    del state["heads"]
+    mx.save_safetensors(str(tmp_path / "run.safetensors"), state)
+    resumed = Trainer(config)
+    assert resumed.resume() and resumed.step == 2 and resumed.heads == 0
+    quietly(resumed, 3)
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(corpus: Path, tmp_path: Path):

@@ -135,8 +135,9 @@ class TrainConfig:
         drill_batch: questions in a drill.
         exchanges: share of the drills that are of two turns, the second most often about the first; two fifths as many
             of those make a drill.
-        heads: steps at the beginning of a run that starts from other weights in which the auxiliary heads alone learn.
-            They know nothing yet; what they'd ask for would take from these weights what they know.
+        heads: steps at the beginning of a run that starts from other weights in which the auxiliary heads alone learn,
+            a quarter of all at most. They know nothing yet; what they'd ask for would take from these weights what they
+            know.
         sharpness: what the exported model's output layers are multiplied by. The default temperatures were chosen for
             models of billions of parameters; a small one is surer of its answers when they act as lower ones. Weights
             that a run starts from are taken to be as sharp.

@@ -71,7 +71,8 @@ class Trainer:
         _small_start(self.model, self.lm_config, config.codec)
         if init is not None:
             self._start_from(init)
-        self.heads = 0 if init is None else config.train.heads
+        # A short run must leave most of its steps to the rest.
+        self.heads = 0 if init is None else min(config.train.heads, config.train.steps // 4)
         self.optimizer = self._new_optimizer()
         self.average = tree_map(mx.array, self.model.lm.parameters())
         self.step = 0
@@ -297,7 +298,8 @@ class Trainer:
             self.model.load_weights(mine)
         except ValueError as error:
             raise CheckpointError(f"{path} is of another model: {error}. Choose another work folder.") from error
-        self.heads = int(state["heads"].item())
+        # Runs of earlier versions had no such steps.
+        self.heads = int(state["heads"].item()) if "heads" in state else 0
         self.optimizer = self._new_optimizer()
         self.optimizer.state = state["optimizer"]
         self.average = state["average"]

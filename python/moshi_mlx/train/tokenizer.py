@@ -83,6 +83,9 @@ def _with_openings(proto: bytes, answers: Sequence[str]) -> bytes:
     for text in new:
         piece = known.get(text) or next(rarest, None)
         if piece is None:
-            raise ConfigError(f"text_card: too few pieces to spare for the openings of {len(new)} answers.")
+            raise ConfigError(
+                f"text_card {len(model.pieces)}: too few pieces to spare for the openings of {len(new)} answers. "
+                "Make text_card larger, in 'data' and 'model'."
+            )
         piece.piece, piece.score, piece.type = text, 0.0, _USER_DEFINED
     return bytes(model.SerializeToString())
