@@ -146,6 +146,25 @@ def test_where_moshi_falls_silent_late_only_its_silence_is_to_be_learned(
     assert not any(talk.wrong.any() for talk in conversations(parts, replace(PLAIN, interruptions=1.0)))
 
 
+def test_sounds_after_an_answer_are_not_learned_but_the_silence_behind_them(
+    parts: tuple[Script, list[Utterance], TextTokenizer],
+):
+    mix = replace(PLAIN, overruns=1.0)
+    mixer, seen = Mixer(*parts, mix), 0
+    for talk in conversations(parts, mix):
+        for end in np.flatnonzero(np.diff(talk.wrong.astype(int)) == -1) + 1:
+            first = end - np.argmin(talk.wrong[:end][::-1])
+            assert 2 <= end - first <= 10
+            assert talk.speaking[first - 1 : end].all() and not talk.speaking[end : end + 2].any()
+            assert (talk.text[first:end] == PADDING).all(), "there are words, too"
+            assert (talk.moshi[:, end : end + 2] == mixer.silence[:, None]).all()
+            assert talk.stopping[end : end + 2].all()
+            seen += int((talk.moshi[:, first:end] != mixer.silence[:, None]).any())
+    assert seen > 20, "nothing sounds after an answer"
+    untouched = Mixer(*parts, mix, split="known")
+    assert not any(untouched.draw(random.Random(n)).wrong.any() for n in range(20))
+
+
 def test_what_moshi_slips_into_is_to_be_learned_from_where_nothing_else_can_follow(
     parts: tuple[Script, list[Utterance], TextTokenizer],
 ):

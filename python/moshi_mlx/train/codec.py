@@ -33,6 +33,7 @@ from .mel import mel_distance
 from .parallel import Processes
 from .progress import Progress
 from .render import Job, Sound, perform, plan
+from .schedule import learning_rate
 from .script import Script
 
 Tensors = dict[str, mx.array]
@@ -160,7 +161,8 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
             learns = tensor.ndim > 0 and _CODEBOOK not in name and self.learns(name)
             (self.free if learns else self.fixed)[name] = tensor.astype(mx.float32)
         self.processes = Processes()
-        schedule = learning_rate(settings.rate, settings.steps, later)
+        warmup = min(_WARMUP, settings.steps // 10)
+        schedule = learning_rate(settings.rate, settings.steps, warmup, later=later)
         self.optimizer = optim.AdamW(schedule, betas=[0.8, 0.99], weight_decay=0.01, bias_correction=True)
         self.step = 0
 
@@ -404,23 +406,6 @@ class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
             part = "rvq_first.vq.layers.0" if k == 0 else f"rvq_rest.vq.layers.{k - 1}"
             chosen = (codes[:, None] == mx.arange(self.shape.bins)).astype(mx.float32)
             self.move_means(f"quantizer.{part}._codebook", latents, chosen, decay=0.99)
-
-
-def learning_rate(rate: float, steps: int, later: int = 0) -> Callable[[mx.array], mx.array]:
-    """The learning rate by step: a rise to `rate`, and a cosine down to a fiftieth of it.
-
-    It rises once more from step `later` on, when other weights begin to learn: Adam knows little of their gradients
-    then and would take too large steps, which an encoder that was trained already doesn't survive.
-    """
-    warmup = max(1, min(_WARMUP, steps // 10))
-    decay = optim.cosine_decay(rate, max(1, steps - warmup), rate * 0.02)
-
-    def at(step: mx.array) -> mx.array:
-        since = mx.where(step < later, step, step - later)
-        falling: mx.array = decay(mx.maximum(step - warmup, 0))
-        return falling * mx.minimum((since + 1) / warmup, 1.0)
-
-    return at
 
 
 def _flatten(state: Mapping[str, object]) -> Tensors:

@@ -80,6 +80,8 @@ class MixConfig:
         interruptions: share of answers that the user interrupts.
         late_stops: share of the interruptions in which Moshi falls silent later than it should, which it learns to do
             nevertheless.
+        overruns: share of the answers after which Moshi goes on with sounds of another one, without its words. Not that
+            is to be learned, but that it falls silent then.
         slips: share of answers in whose place Moshi gives some other one. How it came to that is not to be learned, but
             that it then says what it has begun, and no more.
         backchannels: share of answers during which the user says "mm-hm".
@@ -103,6 +105,7 @@ class MixConfig:
     turn_gap: tuple[int, int] = (3, 16)
     interruptions: float = 0.1
     late_stops: float = 0.0
+    overruns: float = 0.0
     slips: float = 0.0
     backchannels: float = 0.1
     follow_ups: float = 0.5

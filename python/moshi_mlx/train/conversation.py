@@ -46,6 +46,9 @@ ONSET = 3
 # How much later than it should Moshi falls silent where it learns to do so late, in frames.
 _LATE = (1, 8)
 
+# How long Moshi goes on with sounds after an answer where it learns to fall silent then, in frames.
+_OVERRUN = (2, 10)
+
 
 @dataclass
 class Conversation:
@@ -380,6 +383,8 @@ class _Talk:
                     earliest, latest = config.stop_gap
                     self.conversation.minded[first + earliest : first + latest + _STOPPING] = True
             self._speak(given, start, stop, late, slipped)
+        if self.mixer.split == "train" and rng.random() < config.overruns:
+            length += self._run_over(start + length)
         return start + length + rng.randint(*config.turn_gap)
 
     def _varied(self, said: Utterance) -> Utterance:
@@ -442,6 +447,20 @@ class _Talk:
             quiet = talk.heard[max(0, begin) : begin + codes.shape[1]] == 0
             target = talk.user[:, max(0, begin) : begin + codes.shape[1]]
             target[:, quiet] = codes[:, : target.shape[1]][:, quiet]
+
+    def _run_over(self, begin: int) -> int:
+        """From `begin`, where an answer has ended, Moshi goes on with sounds of some other one; returns how long."""
+        talk, rng = self.conversation, self.rng
+        spoken = self.mixer.answers[rng.choice(list(self.mixer.answers))]
+        frames = min(rng.randint(*_OVERRUN), spoken.speech_end)
+        first = rng.randint(0, spoken.speech_end - frames)
+        _put(talk.moshi, spoken.codes[:, first : first + frames], begin)
+        end = begin + frames
+        _put(talk.moshi, np.repeat(self.mixer.silence[:, None], _STOPPING, axis=1), end)
+        talk.wrong[begin:end] = True
+        talk.speaking[begin:end] = True
+        talk.stopping[end : end + _STOPPING] = True
+        return frames
 
 
 def known_from(answers: Mapping[str, Answer]) -> dict[str, int]:

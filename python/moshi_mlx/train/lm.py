@@ -30,6 +30,7 @@ from .corpus import read_corpus
 from .loss import Batch, Drill, Trainee, losses, make_batch, make_drill, score, total
 from .parallel import Processes
 from .progress import Progress
+from .schedule import learning_rate
 from .script import Script
 
 _EMA_EVERY = 8
@@ -79,15 +80,9 @@ class Trainer:
         self._update = self._compile()
 
     def _new_optimizer(self) -> optim.AdamW:
-        train, heads = self.config.train, self.heads
-        rest = max(1, train.steps - train.warmup - heads)
-        schedule = optim.join_schedules(
-            [
-                optim.linear_schedule(_HEADS_RATE, _HEADS_RATE, max(1, heads)),
-                optim.linear_schedule(train.rate / train.warmup, train.rate, train.warmup),
-                optim.cosine_decay(train.rate, rest, train.rate * train.final_rate),
-            ],
-            [heads, heads + train.warmup],
+        train = self.config.train
+        schedule = learning_rate(
+            train.rate, train.steps, train.warmup, train.final_rate, heads=(self.heads, _HEADS_RATE)
         )
         optimizer = optim.AdamW(schedule, betas=list(train.betas), weight_decay=train.decay, bias_correction=True)
         optimizer.init(self.model.trainable_parameters())
