@@ -31,11 +31,11 @@ def learning_rate(
         The rate at a step, both arrays without dimensions.
     """
     first, constant = heads
-    warmup = max(1, warmup)
+    warmup, later = max(1, warmup), max(first, later)
     decay = optim.cosine_decay(rate, max(1, steps - first - warmup), rate * final)
 
     def at(step: mx.array) -> mx.array:
-        since = mx.where(step < later, step, step - later) if later else step - first
+        since = step - mx.where(step < later, first, later)
         falling: mx.array = decay(mx.maximum(step - first - warmup, 0))
         return mx.where(step < first, constant, falling * mx.minimum((since + 1) / warmup, 1.0))
 
