@@ -27,6 +27,7 @@ def test_every_opening_is_a_piece_and_any_text_can_be_written(script: Script, tm
     train_tokenizer(script, 400, tmp_path / "tokenizer.model")
     tokenizer = TextTokenizer(tmp_path / "tokenizer.model")
     assert tokenizer.size <= 400
+    assert (tmp_path / "tokenizer.model").stat().st_size < 50_000, "nothing but the pieces is shipped"
     for opening in openings(script.answers):
         (token,) = tokenizer.encode(opening)
         assert tokenizer.piece(token) == " " + opening

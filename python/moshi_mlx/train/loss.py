@@ -66,12 +66,13 @@ class Batch(Arrays):
 
 
 def delayed(codes: np.ndarray, config: LMConfig) -> np.ndarray:
-    """Streams [B, 1 + n_q, T] as a step reads them, and one more step: int32 [B, 1 + n_q, T + 1].
+    """Streams [B, 1 + n_q or more, T] as a step reads them, and one more step: int32 [B, 1 + n_q, T + 1].
 
     Stream k is moved right by its delay and all by one step, the gap filled with the initial tokens, as in
-    `LMModel.__call__`.
+    `LMModel.__call__`. What a model doesn't hear of the user's codebooks is left out.
     """
-    B, K, T = codes.shape
+    B, _, T = codes.shape
+    K = 1 + config.n_q
     result = np.empty((B, K, T + 1), np.int32)
     for k, delay in enumerate(config.delays):
         initial = config.initial_token_id if k else config.text_initial_token_id

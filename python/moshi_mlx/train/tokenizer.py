@@ -52,6 +52,8 @@ def train_tokenizer(script: Script, size: int, path: Path) -> None:
             vocab_size=size,
             model_type="unigram",
             byte_fallback=True,
+            # The script is plain text; the table for everything else is a quarter of a megabyte.
+            normalization_rule_name="identity",
             unk_id=0,
             bos_id=1,
             eos_id=2,
