@@ -1,7 +1,12 @@
 """Rendering a script to a corpus: deterministic by seed, resumable, with what a microphone adds."""
 
 import dataclasses
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +51,35 @@ def test_a_corpus_that_was_cut_off_is_completed_with_the_same_utterances(config:
     for old, new in zip(before, read_shard(folder / "00001.npz"), strict=True):
         assert (old.text, old.start, old.words) == (new.text, new.start, new.words)
         assert np.array_equal(old.codes, new.codes)
+
+
+_POOL = """
+import concurrent.futures, multiprocessing, os, sys, time
+from moshi_mlx.train.data import end_with_parent
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(2, context, end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_no_process_that_renders_outlives_the_command(tmp_path: Path):
+    (tmp_path / "pool.py").write_text(_POOL, encoding="utf-8")
+    with subprocess.Popen([sys.executable, str(tmp_path / "pool.py")], stdout=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        worker = int(command.stdout.readline())
+        os.kill(worker, 0)
+        command.kill()
+    # Nobody may wait for it, so an ended one can stay in the table for a while.
+    for _ in range(100):
+        state = subprocess.run(["ps", "-o", "stat=", "-p", str(worker)], capture_output=True, text=True).stdout.strip()
+        if not state or state.startswith("Z"):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the process waits for another task")
 
 
 def test_answers_get_the_codes_that_came_with_the_codec(config: Config, tmp_path: Path):

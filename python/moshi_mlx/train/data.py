@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
+import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -174,6 +176,22 @@ def _shards(script: Script, config: Config) -> list[list[Job]]:
     return [jobs[a:b] for a, b in itertools.pairwise(edges)]
 
 
+def end_with_parent() -> None:
+    """Have this process, one of `multiprocessing`'s, end when the one that started it does, however that ended.
+
+    A pool's processes wait for its next task forever otherwise, each with a model in memory.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 _codec: Encode | None = None
 _convolutions = ""
 
@@ -181,6 +199,7 @@ _convolutions = ""
 def _start(config: Config) -> None:
     """What a rendering process does first."""
     global _codec, _convolutions
+    end_with_parent()
     _codec = codec_of(config)
     if config.data.features:
         _convolutions = convolutions_of(config.codec)
