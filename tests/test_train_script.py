@@ -9,7 +9,7 @@ import pytest
 import moshi_mlx
 from moshi_mlx.errors import ConfigError
 from moshi_mlx.train.config import Config
-from moshi_mlx.train.render import framed
+from moshi_mlx.train.render import framed, plan
 from moshi_mlx.train.script import Script, expand, normalize
 
 pytest.importorskip("yaml", reason="the train extra isn't installed")
@@ -40,7 +40,7 @@ def test_no_answer_belongs_to_two_intents(script: Script):
 
 
 def test_held_out_wordings_are_never_trained_on(script: Script):
-    trained = {normalize(text) for _, i in script.wordings() for line in i.ask for text in expand(line)}
+    trained = {normalize(text) for _, i in script.wordings() for line in i.learned for text in expand(line)}
     for _, intent in script.wordings():
         held_out = {normalize(text) for line in intent.held_out for text in expand(line)}
         assert not held_out & trained, f"{intent.name}: {sorted(held_out & trained)}"
@@ -56,7 +56,7 @@ def test_openers_and_closers_make_no_held_out_wording(script: Script):
 def test_no_wording_asks_for_two_things(script: Script):
     owner: dict[str, str] = {}
     for _, intent in script.wordings():
-        for text in {normalize(t) for line in (*intent.ask, *intent.held_out) for t in expand(line)}:
+        for text in {normalize(t) for line in (*intent.learned, *intent.held_out) for t in expand(line)}:
             assert owner.setdefault(text, intent.name) == intent.name, f"{text!r}: {intent.name} and {owner[text]}"
 
 
@@ -68,9 +68,18 @@ def test_choices_and_options_expand_to_every_text():
 def test_an_intent_without_answers_is_refused_by_name(tmp_path: Path):
     text = (NANO / "script.yaml").read_text(encoding="utf-8")
     path = tmp_path / "script.yaml"
-    path.write_text(text.replace('    answers: ["Okay."]\n', "    answers: []\n"), encoding="utf-8")
+    path.write_text(text.replace('answers: ["Okay."]\n', "answers: []\n"), encoding="utf-8")
     with pytest.raises(ConfigError, match="'stop' has no answers"):
         Script.load(path)
+
+
+def test_other_authors_wordings_are_learned_and_kept_apart(script: Script):
+    hello = script.intents["hello"]
+    assert hello.more and not set(hello.more) & set(hello.ask)
+    assert set(hello.learned) == {*hello.more, *hello.ask}
+    config = Config.load(NANO / "train.yaml").data
+    planned = {job.wording for job in plan(script, config, seed=0) if job.name == "hello" and job.split == "train"}
+    assert planned == set(hello.learned)
 
 
 def test_a_file_that_is_no_script_is_refused(tmp_path: Path):

@@ -543,7 +543,7 @@ def heard_vocabulary(script: Script) -> dict[str, int]:
 
     words: set[str] = set()
     for _, intent in script.wordings():
-        for line in intent.ask:
+        for line in intent.learned:
             words.update(w.lower() for text in expand(line) for w in text.split())
     for text in (*script.backchannels, *script.openers, *script.closers):
         words.update(text.lower().split())

@@ -66,7 +66,7 @@ def plan(script: Script, config: DataConfig, seed: int) -> list[Job]:
             "follow_ups": config.follow_up_renderings,
             OUT_OF_DOMAIN: config.out_of_domain_renderings,
         }[group]
-        for wording in intent.ask:
+        for wording in intent.learned:
             drafts += [(group, intent.name, wording, rng.choice(config.voices), "train") for _ in range(times)]
         for wording in rng.sample(intent.ask, min(2, len(intent.ask))):
             drafts.append((group, intent.name, wording, rng.choice(config.held_out_voices), "known"))

@@ -30,6 +30,7 @@ class Intent:
         answers: said word for word.
         yours: the intent that "and yours?" stands for after this one.
         another: whether "another one" gives the next answer.
+        more: further wordings to train on, which evaluations ask apart.
     """
 
     name: str
@@ -38,6 +39,12 @@ class Intent:
     answers: tuple[str, ...] = ()
     yours: str | None = None
     another: bool = False
+    more: tuple[str, ...] = ()
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """All wordings to train on."""
+        return self.ask + self.more
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,8 @@ def _intent(name: str, entry: Mapping[str, Any]) -> Intent:
     def lines(key: str) -> tuple[str, ...]:
         return tuple(line.strip() for line in entry[key].splitlines() if line.strip())
 
+    more = lines("more") if "more" in entry else ()
+
     return Intent(
         name,
         lines("ask"),
@@ -119,6 +128,7 @@ def _intent(name: str, entry: Mapping[str, Any]) -> Intent:
         tuple(entry.get("answers", ())),
         entry.get("yours"),
         bool(entry.get("another", False)),
+        more,
     )
 
 

@@ -41,7 +41,7 @@ def train_tokenizer(script: Script, size: int, path: Path) -> None:
 
     if path.exists():
         return
-    questions = [text for _, i in script.wordings() for line in (*i.ask, *i.held_out) for text in expand(line)]
+    questions = [text for _, i in script.wordings() for line in (*i.learned, *i.held_out) for text in expand(line)]
     # Answers count more: only they are ever written.
     sentences = questions + 20 * script.answers
     proto = io.BytesIO()
