@@ -94,7 +94,7 @@ class Bench:
         gap = np.zeros(round(self.rng.uniform(0.5, 1.0) * SAMPLE_RATE), np.float32)
         return gain(np.concatenate([parts[0], gap, parts[1]]), -4)
 
-    def questions(self, wordings: Callable[[Intent], Sequence[str]]) -> list[tuple[Intent, str]]:
+    def questions(self, wordings: Callable[[Intent], Sequence[str]] = lambda i: i.ask) -> list[tuple[Intent, str]]:
         """One of the `wordings` of every intent that has any, in random order, the sample's size at most."""
         intents = [intent for intent in self.script.intents.values() if wordings(intent)]
         chosen = [(intent, pick(self.rng.choice(wordings(intent)), self.rng)) for intent in intents]
@@ -170,7 +170,7 @@ class Bench:
 
     def pauses(self) -> None:
         """Questions with a pause inside: does Moshi wait for the end?"""
-        asked = [text for _, text in self.questions(lambda i: i.ask) if len(text.split()) >= 5]
+        asked = [text for _, text in self.questions() if len(text.split()) >= 5]
         results = []
         for text in asked[: min(40, self.sample or 40)]:
             reply = self.talk().ask(self.say(text, pause=True))
@@ -196,7 +196,7 @@ class Bench:
         stops: list[bool] = []
         answered: list[bool] = []
         kept: list[bool] = []
-        others = self.questions(lambda i: i.ask)
+        others = self.questions()
         for n in range(min(80, self.sample or 80)):
             intent = long[n % len(long)]
             talk = self.talk()
@@ -248,7 +248,7 @@ class Bench:
             "6 dB softer": lambda pcm: gain(pcm, -6),
         }
         for name, change in changes.items():
-            asked = [(i.answers, t) for i, t in self.questions(lambda i: i.ask)][: min(60, self.sample or 60)]
+            asked = [(i.answers, t) for i, t in self.questions()][: min(60, self.sample or 60)]
             self.accuracy(f"accuracy, {name}", plain - 10, asked, change)
 
     def long_talk(self, minutes: float = 10.0) -> None:
@@ -267,7 +267,7 @@ class Bench:
 
     def _endless(self) -> Iterator[tuple[Intent, str]]:
         while True:
-            yield from self.questions(lambda i: i.ask)
+            yield from self.questions()
 
     def intelligibility(self, limit: int = 60) -> None:
         """Does a listener hear what the inner monologue says?"""
@@ -288,7 +288,7 @@ class Bench:
         plain = 0.0
         if "accuracy" in parts or "disturbed" in parts:
             progress("known wordings")
-            known = [(i.answers, t) for i, t in self.questions(lambda i: i.ask)]
+            known = [(i.answers, t) for i, t in self.questions()]
             plain = 100 * float(np.mean(self.accuracy("accuracy, known wordings", 97, known, keep=True)))
         if "accuracy" in parts:
             progress("held-out wordings")

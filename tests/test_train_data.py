@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +53,7 @@ def test_a_corpus_that_was_cut_off_is_completed_with_the_same_utterances(config:
 
 
 _POOL = """
-import concurrent.futures, multiprocessing, os, sys, time
+import concurrent.futures, multiprocessing, os, time
 from moshi_mlx.train.data import end_with_parent
 
 if __name__ == "__main__":
@@ -70,16 +69,13 @@ def test_no_process_that_renders_outlives_the_command(tmp_path: Path):
     with subprocess.Popen([sys.executable, str(tmp_path / "pool.py")], stdout=subprocess.PIPE) as command:
         assert command.stdout is not None
         worker = int(command.stdout.readline())
-        os.kill(worker, 0)
         command.kill()
-    # Nobody may wait for it, so an ended one can stay in the table for a while.
-    for _ in range(100):
-        state = subprocess.run(["ps", "-o", "stat=", "-p", str(worker)], capture_output=True, text=True).stdout.strip()
-        if not state or state.startswith("Z"):
-            return
-        time.sleep(0.1)
-    os.kill(worker, signal.SIGKILL)
-    pytest.fail("the process waits for another task")
+        try:
+            # It has the command's output open as long as it lives.
+            command.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.kill(worker, signal.SIGKILL)
+            pytest.fail("the process waits for another task")
 
 
 def test_answers_get_the_codes_that_came_with_the_codec(config: Config, tmp_path: Path):

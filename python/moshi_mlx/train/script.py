@@ -119,8 +119,6 @@ def _intent(name: str, entry: Mapping[str, Any]) -> Intent:
     def lines(key: str) -> tuple[str, ...]:
         return tuple(line.strip() for line in entry[key].splitlines() if line.strip())
 
-    more = lines("more") if "more" in entry else ()
-
     return Intent(
         name,
         lines("ask"),
@@ -128,7 +126,7 @@ def _intent(name: str, entry: Mapping[str, Any]) -> Intent:
         tuple(entry.get("answers", ())),
         entry.get("yours"),
         bool(entry.get("another", False)),
-        more,
+        lines("more") if "more" in entry else (),
     )
 
 
