@@ -351,11 +351,11 @@ def by_voice(log: Sequence[dict[str, object]]) -> Table | None:
     """How many of each voice's undisturbed questions were answered right; None where there is but one voice."""
     answers: dict[str, list[bool]] = {}
     for entry in log:
-        if str(entry["line"]).endswith(" wordings"):
+        if "wordings" in str(entry["line"]):
             answers.setdefault(str(entry["voice"]), []).append(bool(entry["right"]))
     if len(answers) < 2:
         return None
-    shown = Table("known and new wordings by voice", "right", "of")
+    shown = Table("known, new and others' wordings by voice", "right", "of")
     for voice, right in sorted(answers.items()):
         shown.add_row(voice, f"{100 * np.mean(right):.1f} %", str(len(right)))
     return shown

@@ -158,7 +158,7 @@ def test_a_share_as_good_as_wanted_is_reached_however_it_was_computed() -> None:
 def test_undisturbed_questions_are_counted_by_voice_where_several_ask() -> None:
     asked = [("accuracy, known wordings", "a:1", True), ("accuracy, new wordings", "a:1", False)]
     assert by_voice([{"line": line, "voice": voice, "right": right} for line, voice, right in asked]) is None
-    asked += [("accuracy, new wordings", "b:2", True), ("accuracy, noise at 10 dB", "b:2", False)]
+    asked += [("accuracy, known wordings, other authors", "b:2", True), ("accuracy, noise at 10 dB", "b:2", False)]
     shown = by_voice([{"line": line, "voice": voice, "right": right} for line, voice, right in asked])
     assert shown is not None
     assert [list(column.cells) for column in shown.columns] == [["a:1", "b:2"], ["50.0 %", "100.0 %"], ["2", "1"]]

@@ -55,9 +55,21 @@ def test_some_answers_come_late(parts: tuple[Script, list[Utterance], TextTokeni
                 # Moshi's first frame is one before its first sound.
                 waited.append(1 + next(n for n in range(20) if talk.speaking[end + n]))
                 assert (talk.asked[end : end + waited[-1]] > 0).all()
+                first = end + waited[-1] - 1
+                assert not talk.wrong[first : first + 3].any(), "the answer itself is learned"
+                if waited[-1] > 3:
+                    assert talk.wrong[end + 2 : first].all() and not talk.wrong[end], "waiting is not"
     late = [gap for gap in waited if gap not in (2, 3)]
     assert 0.2 < len(late) / len(waited) < 0.4
     assert min(late) >= 6 and max(late) <= 16 and len(set(late)) > 5
+
+
+def test_moshi_is_measured_on_conversations_without_its_mistakes(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    often = replace(
+        PLAIN, late_answers=1.0, late_gap=(6, 16), interruptions=0.5, late_stops=1.0, overruns=1.0, slips=1.0
+    )
+    training, measuring = (Mixer(*parts, often, split).draw(random.Random(1)) for split in ("train", "known"))
+    assert training.wrong.any() and measuring.turns and not measuring.wrong.any()
 
 
 def test_an_onset_is_an_answers_first_three_frames_of_sound(parts: tuple[Script, list[Utterance], TextTokenizer]):

@@ -68,7 +68,8 @@ class Conversation:
         onsets: the first frames in which an answer sounds, bool [T]: before its words do, the codes there tell which
             answer it will be.
         wrong: frames that are as they should not be, bool [T]: Moshi still speaks though it should have fallen silent,
-            or begins an answer to something else. What follows is to be learned, they themselves are not.
+            is still silent though it should have answered, or begins an answer to something else. What follows is to
+            be learned, they themselves are not.
         turns: what was asked and when: (frame of the question's end, intent, expected answer).
         openings: frames in which both are silent and a question follows that needs nothing said before.
     """
@@ -347,6 +348,7 @@ class _Talk:
         A question that `refers` is about the turn before.
         """
         rng, config = self.rng, self.mixer.config
+        training = self.mixer.split == "train"
         if rng.random() < 0.05:
             backchannel = self.mixer.backchannel(rng)
             if backchannel is None:
@@ -362,7 +364,11 @@ class _Talk:
             opening = None
             end = self._hear(self._varied(said), position)
             self.conversation.turns.append((end, intent.name, answer))
-            start = end + rng.randint(*(config.late_gap if rng.random() < config.late_answers else config.answer_gap))
+            usual = end + rng.randint(*config.answer_gap)
+            waits = rng.random() < config.late_answers and training
+            start = max(usual, end + rng.randint(*config.late_gap)) if waits else usual
+            # The frames in which Moshi misses the moment, from the mark before the first word on.
+            self.conversation.wrong[max(0, usual - 1) : max(0, start - 1)] = True
             self.conversation.asked[end : start + 1] = self.mixer.numbers[answer]
             given = self.mixer.slip(rng, answer)
             slipped = given != answer
@@ -373,7 +379,7 @@ class _Talk:
             if interrupting:
                 position = start + rng.randint(5, length - 4)
                 stop = position + rng.randint(*config.stop_gap)
-                late = rng.randint(*_LATE) if rng.random() < config.late_stops else 0
+                late = rng.randint(*_LATE) if rng.random() < config.late_stops and training else 0
             elif length > 12 and rng.random() < config.backchannels * 1.5:
                 backchannel = self.mixer.backchannel(rng)
                 if backchannel is not None:
@@ -383,7 +389,7 @@ class _Talk:
                     earliest, latest = config.stop_gap
                     self.conversation.minded[first + earliest : first + latest + _STOPPING] = True
             self._speak(given, start, stop, late, slipped)
-        if self.mixer.split == "train" and rng.random() < config.overruns:
+        if training and rng.random() < config.overruns:
             length += self._run_over(start + length)
         return start + length + rng.randint(*config.turn_gap)
 
