@@ -33,6 +33,8 @@ pub enum Selection {
     Number(usize),
     /// The device with this name or identifier, or with this as a part of it.
     Named(String),
+    /// The device with this `Chosen::key`, and no other.
+    Exact(String),
 }
 
 /// Why a device can't be used; the message says what to do.
@@ -241,6 +243,7 @@ pub fn choose(hosts: &[Host], selection: &Selection, direction: Direction) -> Re
             let part = || fitting.iter().position(|(info, _)| names(info).iter().any(|n| n.contains(&text)));
             (exact.or_else(part), format!("\"{text}\""))
         }
+        Selection::Exact(key) => (fitting.iter().position(|(info, _)| info.id == *key), format!("\"{key}\"")),
         Selection::Off | Selection::Default => (None, "nothing".into()),
     };
     let position = position.ok_or_else(|| DeviceFault::Unknown { noun, wanted, known: known.join(", ") })?;

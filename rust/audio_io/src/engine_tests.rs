@@ -214,3 +214,51 @@ fn devices_are_chosen_by_number_and_by_a_part_of_their_name() {
     let port = devices[1].input.clone().unwrap();
     assert_eq!((port.rate, port.channels, port.rates, port.default), (16_000, 1, vec![16_000], false));
 }
+
+#[test]
+fn a_device_chosen_by_number_or_part_stays_the_one_that_was_meant() {
+    for selection in [Selection::Number(1), Selection::Named("usb".into())] {
+        let host = MemoryHost::new(&[microphone("Built-in", 48_000), microphone("USB Microphone", 48_000)]);
+        let options = Options { input: selection.clone(), output: Selection::Off, ..options(&host) };
+        let engine = Engine::start(options).unwrap();
+        let is_used = |name: &str| {
+            host.run(0.02, |_| 0.1);
+            engine.status()[0].name == name
+        };
+        // The numbers shift, and the new one is the first that fits the name; the choice is looked at every second.
+        host.plug(microphone("USB Webcam", 48_000));
+        let end = Instant::now() + Duration::from_millis(1_500);
+        while Instant::now() < end {
+            assert!(is_used("USB Microphone"), "{selection:?}: {:?}", engine.events());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        host.unplug("USB Microphone", true);
+        eventually("another takes over", || is_used("USB Webcam"));
+        host.plug(microphone("USB Microphone", 48_000));
+        eventually("it is taken back", || is_used("USB Microphone"));
+        let events = engine.events();
+        let kinds: Vec<_> = events.iter().map(|e| e.kind).collect();
+        assert_eq!(kinds, ["lost", "rebuilt", "lost", "rebuilt"], "{selection:?}");
+        assert!(events[0].message.starts_with("microphone USB Microphone was lost"), "{events:?}");
+    }
+}
+
+#[test]
+fn a_device_chosen_by_name_may_come_back_under_another() {
+    let host = MemoryHost::new(&[microphone("Built-in", 48_000), microphone("USB port 1", 48_000)]);
+    let selection = Selection::Named("usb".into());
+    let engine =
+        Engine::start(Options { input: selection, output: Selection::Off, ..options(&host) }).unwrap();
+    let is_taken = |name| {
+        eventually(name, || {
+            host.run(0.02, |_| 0.1);
+            engine.status()[0].name == name
+        });
+    };
+    host.unplug("USB port 1", true);
+    is_taken("Built-in");
+    host.plug(microphone("USB port 2", 48_000));
+    is_taken("USB port 2");
+    host.plug(microphone("USB port 1", 48_000));
+    is_taken("USB port 1");
+}

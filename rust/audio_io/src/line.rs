@@ -59,6 +59,8 @@ struct Open {
 pub struct Line<S> {
     direction: Direction,
     selection: Selection,
+    /// The key of the device that a number or a name meant at first: in a list that changes it may soon mean another.
+    meant: Option<String>,
     socket: S,
     epoch: Instant,
     hosts: Vec<Host>,
@@ -100,6 +102,7 @@ impl<S: Socket> Line<S> {
         Self {
             direction,
             selection,
+            meant: None,
             socket,
             epoch,
             hosts: Vec::new(),
@@ -122,8 +125,25 @@ impl<S: Socket> Line<S> {
             return Ok(());
         }
         self.hosts = (self.make_hosts)();
-        let chosen = devices::choose(&self.hosts, &self.selection, self.direction)?;
-        self.install(&chosen, now_ns)
+        let chosen = self.wanted()?;
+        self.install(&chosen, now_ns)?;
+        self.meant = (self.selection != Selection::Default).then_some(chosen.key);
+        Ok(())
+    }
+
+    /// The device to use now: the one that was meant at first, or while it is away, another that the name fits.
+    fn wanted(&self) -> Result<Chosen, DeviceFault> {
+        let choose = |selection: &Selection| devices::choose(&self.hosts, selection, self.direction);
+        let Some(key) = &self.meant else {
+            return choose(&self.selection);
+        };
+        let meant = choose(&Selection::Exact(key.clone()));
+        // A device that is in use isn't away, even where it is not listed while it is.
+        let in_use = self.open.as_ref().is_some_and(|open| open.key == *key);
+        match self.selection {
+            Selection::Named(_) if !in_use => meant.or_else(|_| choose(&self.selection)),
+            _ => meant,
+        }
     }
 
     fn install(&mut self, chosen: &Chosen, now_ns: u64) -> Result<(), DeviceFault> {
@@ -171,8 +191,8 @@ impl<S: Socket> Line<S> {
             return None;
         }
         self.next_look_ns = now_ns + LOOK_NS;
-        // A device asked for by name may be away: then its replacement is kept until it comes back.
-        let wanted = devices::choose(&self.hosts, &self.selection, self.direction).ok()?;
+        // A device asked for may be away: then its replacement is kept until it comes back.
+        let wanted = self.wanted().ok()?;
         (wanted.key != open.key).then(|| format!("{} is to be used now", wanted.name))
     }
 
@@ -199,8 +219,8 @@ impl<S: Socket> Line<S> {
 
     fn retry(&mut self, now_ns: u64) -> Option<Event> {
         self.hosts = (self.make_hosts)();
-        let chosen = devices::choose(&self.hosts, &self.selection, self.direction)
-            .or_else(|_| devices::choose(&self.hosts, &Selection::Default, self.direction));
+        let chosen =
+            self.wanted().or_else(|_| devices::choose(&self.hosts, &Selection::Default, self.direction));
         let result = chosen.and_then(|chosen| self.install(&chosen, now_ns).map(|()| chosen.name));
         match result {
             Ok(name) => {

@@ -21,6 +21,7 @@ export class Devices {
   onPlayed: (played: Played) => void = () => {};
   onMicrophoneLost: () => void = () => {};
   private source: MediaStreamAudioSourceNode | undefined;
+  private closed = false;
 
   private constructor(
     readonly context: AudioContext,
@@ -38,8 +39,9 @@ export class Devices {
   static async open(wish: MicrophoneWish): Promise<Devices> {
     if (!window.isSecureContext || !navigator.mediaDevices) throw new MicrophoneError("insecure");
     const context = new AudioContext({ latencyHint: "interactive" });
+    let stream: MediaStream | undefined;
     try {
-      const stream = await askForMicrophone(wish);
+      stream = await askForMicrophone(wish);
       await Promise.all([context.audioWorklet.addModule(captureUrl), context.audioWorklet.addModule(playbackUrl)]);
       const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 1 });
       const playback = new AudioWorkletNode(context, "playback", { numberOfInputs: 0, outputChannelCount: [1] });
@@ -48,6 +50,7 @@ export class Devices {
       await context.resume();
       return devices;
     } catch (error) {
+      if (stream) stop(stream);
       await context.close();
       throw error;
     }
@@ -55,7 +58,10 @@ export class Devices {
 
   /** Listen to another microphone from now on. */
   async change(wish: MicrophoneWish): Promise<void> {
-    this.listen(await askForMicrophone(wish));
+    const stream = await askForMicrophone(wish);
+    // The conversation may have ended before the user allowed it.
+    if (this.closed) return stop(stream);
+    this.listen(stream);
   }
 
   play(piece: Piece): void {
@@ -73,6 +79,7 @@ export class Devices {
   }
 
   async close(): Promise<void> {
+    this.closed = true;
     this.release();
     this.onCaptured = this.onPlayed = () => {};
     await this.context.close();
@@ -86,10 +93,7 @@ export class Devices {
   }
 
   private release(): void {
-    for (const track of this.source?.mediaStream.getTracks() ?? []) {
-      track.onended = null;
-      track.stop();
-    }
+    if (this.source) stop(this.source.mediaStream);
     this.source?.disconnect();
     this.source = undefined;
   }
@@ -99,6 +103,13 @@ export class Devices {
 export async function microphones(): Promise<MediaDeviceInfo[]> {
   const devices = (await navigator.mediaDevices?.enumerateDevices?.()) ?? [];
   return devices.filter((device) => device.kind === "audioinput" && device.deviceId !== "");
+}
+
+function stop(stream: MediaStream): void {
+  for (const track of stream.getTracks()) {
+    track.onended = null;
+    track.stop();
+  }
 }
 
 async function askForMicrophone({ deviceId, echoCancellation }: MicrophoneWish): Promise<MediaStream> {
