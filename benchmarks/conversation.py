@@ -28,7 +28,7 @@ from timeline import draw
 import moshi_mlx
 from moshi_mlx.config import SAMPLE_RATE
 from moshi_mlx.errors import MoshiError
-from moshi_mlx.train.augment import add_noise, gain, noise, power, room
+from moshi_mlx.train.augment import gain, noise, power, room
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.script import Intent, Script, expand, pick
 from moshi_mlx.train.voices import Voice
@@ -119,29 +119,36 @@ class Bench:
         wanted: float,
         asked: Sequence[tuple[Sequence[str], str]],
         change: Callable[[np.ndarray], np.ndarray] | None = None,
+        snr_db: float | None = None,
         keep: bool = False,
     ) -> list[bool]:
-        """Ask questions, a few in a conversation; each with the answers that are right."""
-        results, delays, talk = [], [], self.talk()
-        for i, (answers, text) in enumerate(asked):
-            if i and i % CHAIN == 0:
-                talk = self.talk()
-            pcm = self.say(text)
-            reply = talk.ask(change(pcm) if change else pcm)
-            results.append(self.right(reply, answers))
-            said = {"voice": str(self.speaker), "asked": text, "reply": reply.text}
-            self.log.append({"line": name, **said, "right": results[-1], "delay": reply.delay})
-            self.milliseconds += talk.record.milliseconds[-20:]
-            if reply.delay is not None and not reply.early:
-                delays.append(reply.delay)
-            if keep and reply.text:
-                self.replies.append(reply)
+        """Ask questions, a few in a conversation, each with the answers that are right; in steady noise if wanted."""
+        results, delays = [], []
+        for first in range(0, len(asked), CHAIN):
+            some = asked[first : first + CHAIN]
+            spoken = [(self.say(text), str(self.speaker)) for _, text in some]
+            talk = self.talk(None if snr_db is None else self.background([pcm for pcm, _ in spoken], snr_db))
+            for (answers, text), (pcm, voice) in zip(some, spoken, strict=True):
+                reply = talk.ask(change(pcm) if change else pcm)
+                results.append(self.right(reply, answers))
+                said = {"voice": voice, "asked": text, "reply": reply.text}
+                self.log.append({"line": name, **said, "right": results[-1], "delay": reply.delay})
+                self.milliseconds += talk.record.milliseconds[-20:]
+                if reply.delay is not None and not reply.early:
+                    delays.append(reply.delay)
+                if keep and reply.text:
+                    self.replies.append(reply)
         self.add(name, results, wanted)
         if keep and delays:
             self.lines.append(Line("delay, median", 1000 * float(np.median(delays)), 400, False, "ms", len(delays)))
             worst = 1000 * float(np.percentile(delays, 90))
             self.lines.append(Line("delay, 90th percentile", worst, 800, False, "ms", len(delays)))
         return results
+
+    def background(self, spoken: Sequence[np.ndarray], snr_db: float) -> np.ndarray:
+        """Noise to repeat that is `snr_db` softer than what is spoken, which is softer and louder in turn."""
+        level = np.sqrt(np.mean([power(pcm) for pcm in spoken]) / 10 ** (snr_db / 10))
+        return np.asarray(level * noise(np.random.default_rng(self.seed), 20 * SAMPLE_RATE, 1.0), np.float32)
 
     def follow_ups(self) -> None:
         """Questions that need the turn before: the first turn asks, the second refers back."""
@@ -151,7 +158,8 @@ class Bench:
             cases += [
                 (intent, kind) for kind in (["yours"] if intent.yours else []) + (["another"] if intent.another else [])
             ]
-        cases += [(i, "again") for i in self.rng.sample(list(self.script.intents.values()), 15)]
+        intents = list(self.script.intents.values())
+        cases += [(i, "again") for i in self.rng.sample(intents, min(15, len(intents)))]
         self.rng.shuffle(cases)
         for intent, kind in cases[: self.sample]:
             talk = self.talk()
@@ -180,12 +188,8 @@ class Bench:
 
     def silence(self, seconds: float = 60.0) -> None:
         """Nobody speaks: does Moshi keep silent?"""
-        level = np.sqrt(power(gain(self.voices[0].say("what is your name"), -4)) / 10)
-        draws = np.random.default_rng(self.seed)
-        for name, background in (
-            ("silence kept", None),
-            ("silence kept, noise at 10 dB", level * noise(draws, 20 * SAMPLE_RATE, 1.0)),
-        ):
+        noisy = self.background([gain(self.voices[0].say("what is your name"), -4)], 10.0)
+        for name, background in (("silence kept", None), ("silence kept, noise at 10 dB", noisy)):
             talk = self.talk(background)
             talk.silence(seconds)
             self.add(name, (~talk.record.loud()).astype(float).tolist(), 99.5)
@@ -193,6 +197,8 @@ class Bench:
     def interruptions(self) -> None:
         """The user breaks into long answers, with a question or with a "mm-hm"."""
         long = [i for i in self.script.intents.values() if min(len(a.split()) for a in i.answers) >= 5]
+        if not long:
+            return
         stops: list[bool] = []
         answered: list[bool] = []
         kept: list[bool] = []
@@ -216,17 +222,16 @@ class Bench:
                 kept.append(answer is not None and self._whole(text, answer))
                 self.log.append({"line": "backchannel", "reply": text, "frame": before, "right": kept[-1]})
                 continue
-            other, text = others[n]
+            other, text = others[n % len(others)]
             first = talk.record.frames
             pcm = self.say(text)
             talk.hear(pcm)
-            loud = talk.record.loud()[first:]
-            # Speech goes on for at most 400 ms: five frames.
-            stops.append(not loud[5 : min(10, len(loud))].any())
             asked = talk.record.frames
             end = first * FRAME + len(pcm) / SAMPLE_RATE
             talk.wait_for_speech()
             talk.wait_for_silence()
+            # Speech goes on for at most 400 ms, five frames: the first sounds one later than what it is an answer to.
+            stops.append(not talk.record.loud()[first + 4 : min(first + 9, asked + 2)].any())
             reply = talk.reply(first, asked, end)
             answered.append(self.right(reply, other.answers))
             self.log.append({"line": "interruption", "asked": text, "reply": reply.text, "stopped": stops[-1]})
@@ -241,15 +246,15 @@ class Bench:
     def disturbed(self, plain: float) -> None:
         """The same questions through noise, a room and other levels; wanted is 10 points below the undisturbed."""
         draws = np.random.default_rng(self.seed)
-        changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-            "noise at 10 dB": lambda pcm: add_noise(pcm, noise(draws, len(pcm), 1.0), 10.0),
-            "a room (0.4 s)": lambda pcm: room(draws, np.pad(pcm, (0, 2400)), 0.4),
+        changes: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {
+            "noise at 10 dB": None,
+            "a room (0.4 s)": lambda pcm: room(draws, np.pad(pcm, (0, round(0.4 * SAMPLE_RATE))), 0.4),
             "6 dB louder": lambda pcm: gain(pcm, 6),
             "6 dB softer": lambda pcm: gain(pcm, -6),
         }
         for name, change in changes.items():
             asked = [(i.answers, t) for i, t in self.questions()][: min(60, self.sample or 60)]
-            self.accuracy(f"accuracy, {name}", plain - 10, asked, change)
+            self.accuracy(f"accuracy, {name}", plain - 10, asked, change, snr_db=None if change else 10.0)
 
     def long_talk(self, minutes: float = 10.0) -> None:
         """One conversation of many minutes: is it as good at its end as at its beginning?"""
@@ -336,14 +341,16 @@ def table(lines: Sequence[Line]) -> Table:
 
 
 def picture(bench: Bench, path: Path) -> None:
-    """A conversation with an interruption and a follow-up, drawn."""
+    """A conversation drawn: a question, then one with a long answer and another that breaks into it."""
     talk = bench.talk()
-    intents = bench.script.intents
-    talk.ask(bench.say(expand(intents["name"].ask[0])[0]))
-    talk.hear(bench.say(expand(intents["story"].ask[0])[0]))
+    intents = list(bench.script.intents.values())
+    longest = max(intents, key=lambda i: min(len(a) for a in i.answers))
+    first, long, last = (bench.say(expand(i.ask[0])[0]) for i in (intents[0], longest, intents[-1]))
+    talk.ask(first)
+    talk.hear(long)
     if talk.wait_for_speech():
         talk.silence(0.8)
-    talk.ask(bench.say(expand(intents["fav_color"].ask[0])[0]))
+    talk.ask(last)
     draw(talk.record, path, f"{bench.moshi.name}: a question, an interruption")
 
 
@@ -368,17 +375,24 @@ def measure(options: argparse.Namespace, console: Console) -> None:
     voices = options.voices or config.data.held_out_voices
     bench = Bench(moshi, Script.load(config.script), voices, options.sample, options.seed)
     started = time.monotonic()
-    with console.status("measuring") as status:
-        bench.run(options.parts, options.minutes, lambda name: status.update(f"measuring: {name}"))
+    try:
+        with console.status("measuring") as status:
+            bench.run(options.parts, options.minutes, lambda name: status.update(f"measuring: {name}"))
+    finally:
+        report(bench, options, time.monotonic() - started, console)
+    if options.timeline:
+        picture(bench, options.timeline)
+
+
+def report(bench: Bench, options: argparse.Namespace, seconds: float, console: Console) -> None:
+    """Show what has been measured, and write it where that is wanted."""
     console.print(table(bench.lines))
     if voices_table := by_voice(bench.log):
         console.print(voices_table)
     console.print(
-        f"{bench.sessions} conversations in {time.monotonic() - started:.0f} s; a step took "
+        f"{bench.sessions} conversations in {seconds:.0f} s; a step took "
         f"{np.median(bench.milliseconds or [np.nan]):.1f} ms; speech is above a level of {LOUD}"
     )
-    if options.timeline:
-        picture(bench, options.timeline)
     if options.json:
         lines = [{**line.__dict__, "reached": line.reached} for line in bench.lines]
         options.json.write_text(json.dumps({"model": options.model, "lines": lines, "log": bench.log}, indent=1))

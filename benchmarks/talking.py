@@ -133,7 +133,8 @@ class Talk:
         start = (first if early else asked) + int(sounds[0]) if len(sounds) else None
         # Text comes up to the acoustic delay before its sound.
         pcm = np.concatenate(record.spoken[max(asked - 1, 0) :]) if record.frames > asked else np.zeros(0, np.float32)
-        delay = None if start is None else max(start * FRAME - end, 0.0)
+        # A step needs a whole frame of the user's: what it gives is heard while the next one is spoken.
+        delay = None if start is None else max((start + 1) * FRAME - end, 0.0)
         return Reply(record.text(first if early else max(first, asked - 1)), delay, early, first, record.frames, pcm)
 
 

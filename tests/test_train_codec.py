@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from train_corpus import NANO, make_corpus
 
+from moshi_mlx.errors import CheckpointError
 from moshi_mlx.mimi import Mimi
 from moshi_mlx.train.codec import CodecTrainer, pass_through
 from moshi_mlx.train.config import Config
@@ -119,6 +120,17 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path):
     quietly(resumed)
     for name, tensor in whole.free.items():
         assert mx.allclose(tensor, resumed.free[name], atol=1e-5), name
+
+
+def test_a_run_of_another_codec_is_not_resumed(tmp_path: Path):
+    config = config_in(tmp_path, steps=1)
+    CodecTrainer(config).save()
+    codec = shutil.copytree(NANO / "codec", tmp_path / "other")
+    tensors = mx.load(str(codec / "model.safetensors"))
+    bias = "decoder.model.0.conv.conv.bias"
+    mx.save_safetensors(str(codec / "model.safetensors"), {**tensors, bias: tensors[bias] + 1})
+    with pytest.raises(CheckpointError, match="began with another codec"):
+        CodecTrainer(dataclasses.replace(config, codec=codec)).resume()
 
 
 def test_a_tone_lies_in_its_mel_band_and_equal_sounds_are_at_no_distance():

@@ -72,6 +72,17 @@ def test_moshi_is_measured_on_conversations_without_its_mistakes(parts: tuple[Sc
     assert training.wrong.any() and measuring.turns and not measuring.wrong.any()
 
 
+def test_a_conversation_ends_though_every_answer_is_interrupted(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    script, utterances, tokenizer = parts
+    # No answer is so short that it stands.
+    longer = [
+        replace(u, codes=np.repeat(u.codes, 4, axis=1), end=4 * u.end) for u in utterances if u.group == "answers"
+    ]
+    utterances = [*longer, *(u for u in utterances if u.group != "answers")]
+    talk = Mixer(script, utterances, tokenizer, replace(PLAIN, interruptions=1.0)).draw(random.Random(0))
+    assert len(talk.turns) > 3
+
+
 def test_an_onset_is_an_answers_first_three_frames_of_sound(parts: tuple[Script, list[Utterance], TextTokenizer]):
     seen = 0
     for talk in conversations(parts, replace(PLAIN, interruptions=0.5, slips=0.2)):
@@ -208,7 +219,7 @@ def test_what_moshi_slips_into_is_to_be_learned_from_where_nothing_else_can_foll
 
 def test_pauses_and_mm_hms_are_what_moshi_is_to_mind(parts: tuple[Script, list[Utterance], TextTokenizer]):
     script, utterances, tokenizer = parts
-    mixer = Mixer(script, utterances, tokenizer, replace(PLAIN, backchannels=0.7))
+    mixer = Mixer(script, utterances, tokenizer, replace(PLAIN, backchannels=1.0))
     talks = [mixer.draw(random.Random(n)) for n in range(60)]
     assert any((talk.minded & talk.speaking).any() for talk in talks), "no mm-hm is minded"
     assert not any((talk.minded & ~talk.speaking & (talk.asked > 0)).any() for talk in talks)
@@ -260,7 +271,7 @@ def test_pauses_are_put_between_words_and_waited_for(parts: tuple[Script, list[U
 
 def test_and_yours_is_answered_for_the_turn_before(parts: tuple[Script, list[Utterance], TextTokenizer]):
     script, utterances, tokenizer = parts
-    mixer = Mixer(script, utterances, tokenizer, replace(PLAIN, follow_ups=2.5))
+    mixer = Mixer(script, utterances, tokenizer, replace(PLAIN, follow_ups=1.0))
     rng = random.Random(0)
     kinds = set()
     for _ in range(300):
@@ -281,7 +292,7 @@ def test_no_window_opens_at_a_question_that_needs_the_one_before(
     parts: tuple[Script, list[Utterance], TextTokenizer],
 ):
     turns = 0
-    for talk in conversations(parts, replace(PLAIN, follow_ups=2.5, interruptions=0.0, backchannels=0.0)):
+    for talk in conversations(parts, replace(PLAIN, follow_ups=1.0, interruptions=0.0, backchannels=0.0)):
         turns += len(talk.turns)
         assert len(talk.openings) <= 1, "all questions but the first one refer back"
     assert turns > 60

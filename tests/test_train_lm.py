@@ -353,6 +353,27 @@ def test_a_run_of_another_model_is_not_resumed(corpus: Path, tmp_path: Path):
         Trainer(other).resume()
 
 
+def test_a_run_with_another_codec_is_not_resumed(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    Trainer(config).save()
+    codec = shutil.copytree(NANO / "codec", tmp_path / "other")
+    tensors = mx.load(str(codec / "model.safetensors"))
+    book = "quantizer.rvq_first.vq.layers.0._codebook.embedding_sum"
+    mx.save_safetensors(str(codec / "model.safetensors"), {**tensors, book: tensors[book] + 1})
+    with pytest.raises(CheckpointError, match="began with another codec"):
+        Trainer(dataclasses.replace(config, codec=codec)).resume()
+    with pytest.raises(CheckpointError, match="no such file"):
+        Trainer(dataclasses.replace(config, codec=tmp_path / "none"))
+
+
+def test_a_corpus_without_one_of_the_scripts_answers_is_refused_by_its_text(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    script = tmp_path / "script.yaml"
+    script.write_text(script.read_text(encoding="utf-8").replace("My name is Moshi.", "I am Moshi."), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"lacks Moshi's answer 'I am Moshi\.'"):
+        Trainer(dataclasses.replace(config, script=script))
+
+
 def test_the_command_trains_and_says_where_the_model_is(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from train_corpus import SCRIPT
 
 import moshi_mlx
 from moshi_mlx.errors import ConfigError
@@ -107,4 +108,34 @@ def test_a_voice_with_a_number_is_as_many_times_as_frequent(tmp_path: Path):
     assert voices.count("flite:slt") == 2 and voices.count("flite:rms") == 5 and voices.count("espeak:en-us") == 1
     path.write_text(content.replace("flite:slt: 5", "flite:slt: often"), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"train\.yaml for a configuration"):
+        Config.load(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ('answers: ["Okay."]\n', "answers: Okay.\n", "instead of a list"),
+        ('answers: ["Okay."]\n', "answers: [Yes]\n", "True, which is no text"),
+    ],
+)
+def test_answers_that_yaml_takes_for_something_else_are_named(tmp_path: Path, before: str, after: str, said: str):
+    text = (NANO / "script.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "script.yaml"
+    path.write_text(text.replace(before, after), encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        Script.load(path)
+
+
+def test_an_intent_that_nothing_asks_for_is_refused_by_name(tmp_path: Path):
+    path = tmp_path / "script.yaml"
+    path.write_text(SCRIPT.replace("ask: and yours,", "ask: '',"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="'yours' has no wordings"):
+        Script.load(path)
+
+
+def test_a_number_that_yaml_takes_for_a_text_is_named(tmp_path: Path):
+    path = tmp_path / "train.yaml"
+    content = (NANO / "train.yaml").read_text(encoding="utf-8")
+    path.write_text(content.replace("rate: 5.0e-4", "rate: 5e-4"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="'rate: 5e-4' is no number"):
         Config.load(path)

@@ -22,6 +22,7 @@ from .lm import Trainer
 from .mean import mean
 from .progress import Progress
 from .semantic import SemanticTrainer
+from .widening import widen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--out", type=Path, help="write the result, complete, into this folder")
     lm.add_argument("--init", type=Path, help="start from this checkpoint folder's weights")
     codec.add_argument(
-        "--parts", choices=("decoder", "all", "semantic"), help="what to train, instead of what is configured"
+        "--parts",
+        choices=("decoder", "all", "semantic", "hearing"),
+        help="what to train, instead of what is configured",
     )
     codec.add_argument(
         "--listener",
@@ -93,6 +96,12 @@ def _say_where(out: Path, console: Console) -> None:
 def _train_codec(options: argparse.Namespace, console: Console) -> None:
     config = Config.load(options.config, options.work, options.codec)
     parts = options.parts or config.codec_training.parts
+    if parts == "hearing":
+        out = options.out or config.work / "codec"
+        with console.status("fitting codebooks"):
+            shares = widen(config, out)
+        console.print(f"codec in {out}; of what was lost is left: {', '.join(f'{share:.0%}' for share in shares)}")
+        return
     length = {"steps": options.steps} if options.steps else {}
     if parts == "semantic":
         config = dataclasses.replace(config, semantic_training=dataclasses.replace(config.semantic_training, **length))

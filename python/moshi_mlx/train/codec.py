@@ -26,7 +26,16 @@ from ..errors import CheckpointError
 from ..mimi import Mimi
 from .compiling import worth_compiling
 from .config import CodecConfig, Config, SemanticConfig
-from .corpus import Utterance, known_answers, same_take, write_answers
+from .corpus import (
+    Utterance,
+    check_began,
+    codec_tensors,
+    known_answers,
+    same_take,
+    weights_of,
+    write_answers,
+    written,
+)
 from .export import write_half
 from .loss import Arrays
 from .mel import mel_distance
@@ -153,11 +162,10 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         if not about.exists():
             raise CheckpointError(f"{config.codec} is no codec folder: no config.json. Name one as 'codec'.")
         self.shape = MimiConfig.from_dict(json.loads(about.read_text(encoding="utf-8")))
-        loaded = mx.load(str(config.codec / "model.safetensors"))
-        assert isinstance(loaded, dict)
+        self.began_with = weights_of(config.codec)
         self.fixed: Tensors = {}
         self.free: Tensors = {}
-        for name, tensor in loaded.items():
+        for name, tensor in codec_tensors(config.codec).items():
             learns = tensor.ndim > 0 and _CODEBOOK not in name and self.learns(name)
             (self.free if learns else self.fixed)[name] = tensor.astype(mx.float32)
         self.processes = Processes()
@@ -263,7 +271,13 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
 
     def save(self) -> None:
         """Write the state of the run into the work folder."""
-        state = {"free": self.free, "fixed": self.fixed, "optimizer": self.optimizer.state, "step": mx.array(self.step)}
+        state = {
+            "free": self.free,
+            "fixed": self.fixed,
+            "optimizer": self.optimizer.state,
+            "step": mx.array(self.step),
+            "codec": written(self.began_with),
+        }
         part = self.path.with_suffix(".part.safetensors")
         mx.save_safetensors(str(part), _flatten(state))
         part.replace(self.path)
@@ -272,15 +286,19 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         """Continue the run saved in the work folder; returns whether there was one.
 
         Raises:
-            CheckpointError: it is of another codec or trains other parts.
+            CheckpointError: it began with another codec, or trains other parts or on another corpus.
         """
         if not self.path.exists():
             return False
         loaded = mx.load(str(self.path))
         assert isinstance(loaded, dict)
+        check_began(self.path, loaded, self.began_with)
         free = {n.removeprefix("free:"): a for n, a in loaded.items() if n.startswith("free:")}
-        if free.keys() != self.free.keys():
-            raise CheckpointError(f"{self.path} trains other parts of a codec. Choose another work folder.")
+        if {n: a.shape for n, a in free.items()} != {n: a.shape for n, a in self.free.items()}:
+            raise CheckpointError(
+                f"{self.path} trains other parts of a codec, or on a corpus of other words. Choose another work "
+                "folder, or remove that file to begin anew."
+            )
         self.free = free
         self.fixed = {n.removeprefix("fixed:"): a for n, a in loaded.items() if n.startswith("fixed:")}
         self.step = int(np.array(loaded["step"]))
@@ -330,7 +348,9 @@ class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
         # Moshi's answers are always the same: spoken and encoded once, kept.
         self._answers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._known = known_answers(config.codec) if self.parts == "decoder" else {}
-        self._encoder = Mimi({**self.fixed, **self.free}, self.shape, self.shape.n_q)
+        # Further ones are for what users say.
+        self.codebooks = min(self.shape.n_q, int(config.model["dep_q"]))
+        self._encoder = Mimi({**self.fixed, **self.free}, self.shape, self.codebooks)
 
     def learns(self, name: str) -> bool:
         """Whether a tensor of the codec is trained."""
@@ -343,7 +363,7 @@ class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
         own = round(size * self.config.codec_training.own)
         moshi = [self._own_crop(rng) for _ in range(own)]
         pcm = [pcm for pcm, _ in moshi] + [self._crop(rng) for _ in range(size - own)]
-        codes = [codes for _, codes in moshi] or [np.zeros((self.shape.n_q, self.settings.frames), np.int32)]
+        codes = [codes for _, codes in moshi] or [np.zeros((self.codebooks, self.settings.frames), np.int32)]
         return Crops(mx.array(np.stack(pcm)), mx.array(np.stack(codes)[: len(moshi)]))
 
     def _own_crop(self, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
@@ -357,7 +377,7 @@ class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
             codes = np.array(self._encoder.encode(pcm[None, None]))[0] if whole else np.zeros((1, frames), np.int32)
             if known := same_take(self._known, job.voice, job.name, sound.end):
                 said = known.codes[:, :frames]
-                codes[:, : said.shape[1]] = said
+                codes[:, : said.shape[1]] = said[: self.codebooks]
             self._answers[job.number] = pcm, codes
         pcm, codes = self._answers[job.number]
         frames = self.settings.frames
@@ -381,7 +401,7 @@ class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
         """How far what comes out of the codec is from what went in; latents and codes by codebook."""
         tensors, pcm = {**self.fixed, **free}, batch.pcm
         if self.parts == "decoder":
-            mimi, own = Mimi(tensors, self.shape, self.shape.n_q), len(batch.codes)
+            mimi, own = Mimi(tensors, self.shape, self.codebooks), len(batch.codes)
             others = mimi.encode(pcm[own:, None]) if own < len(pcm) else mx.zeros((0, *batch.codes.shape[1:]), mx.int32)
             codes = mx.concatenate([batch.codes, others])
             sound = decoded(mimi, words_of(mimi, mx.stop_gradient(codes)))

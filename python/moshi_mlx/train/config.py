@@ -77,14 +77,14 @@ class MixConfig:
         late_gap: from the end of a question to such an answer.
         stop_gap: from the start of an interruption to Moshi's silence.
         turn_gap: from the end of an answer to the next question.
-        interruptions: share of answers that the user interrupts.
+        interruptions: share of answers of more than a second that the user interrupts.
         late_stops: share of the interruptions in which Moshi falls silent later than it should, which it learns to do
             nevertheless.
         overruns: share of the answers after which Moshi goes on with sounds of another one, without its words. Not that
             is to be learned, but that it falls silent then.
         slips: share of answers in whose place Moshi gives some other one. How it came to that is not to be learned, but
             that it then says what it has begun, and no more.
-        backchannels: share of answers during which the user says "mm-hm".
+        backchannels: share of the other answers of a second or more during which the user says "mm-hm".
         follow_ups: share of turns that refer to the turn before, where one can.
         out_of_domain: share of turns out of domain.
         echoes: share of conversations in which the microphone hears Moshi.
@@ -103,12 +103,12 @@ class MixConfig:
     late_gap: tuple[int, int] = (6, 16)
     stop_gap: tuple[int, int] = (3, 4)
     turn_gap: tuple[int, int] = (3, 16)
-    interruptions: float = 0.1
+    interruptions: float = 0.15
     late_stops: float = 0.0
     overruns: float = 0.0
     slips: float = 0.0
-    backchannels: float = 0.1
-    follow_ups: float = 0.5
+    backchannels: float = 0.15
+    follow_ups: float = 0.2
     out_of_domain: float = 0.08
     echoes: float = 0.15
     wrong_codes: float = 0.06
@@ -230,12 +230,27 @@ class SemanticConfig:
 
 
 @dataclass(frozen=True)
+class HearingConfig:
+    """Further codebooks for what users say (`--parts hearing`).
+
+    Attributes:
+        codebooks: how many.
+        width: dimensions by which codewords grow.
+        frames: of users' speech that they are fitted to.
+    """
+
+    codebooks: int = 6
+    width: int = 32
+    frames: int = 60000
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything a training run needs; relative paths are the configuration file's neighbours.
 
     Attributes:
         script: what is talked about.
-        codec: folder or file of the codec.
+        codec: folder of the codec.
         work: where the corpus and the checkpoints go.
         model: keys of the language model's `config.json`.
     """
@@ -248,7 +263,13 @@ class Config:
     train: TrainConfig
     codec_training: CodecConfig
     semantic_training: SemanticConfig
+    hearing: HearingConfig
     model: Mapping[str, Any]
+
+    @property
+    def codebooks(self) -> int:
+        """The codec's codebooks that are used: as many as Moshi speaks with or the user is heard with."""
+        return max(int(self.model["dep_q"]), self.mix.user_codebooks)
 
     @classmethod
     def load(cls, path: str | Path, work: str | Path | None = None, codec: str | Path | None = None) -> Config:
@@ -274,6 +295,7 @@ class Config:
                 train=_section(TrainConfig, content.get("train") or {}),
                 codec_training=_section(CodecConfig, content.get("codec_training") or {}),
                 semantic_training=_section(SemanticConfig, content.get("semantic_training") or {}),
+                hearing=_section(HearingConfig, content.get("hearing") or {}),
                 model=content["model"],
             )
         except (KeyError, TypeError) as error:
@@ -281,10 +303,13 @@ class Config:
 
 
 def _section(kind: type[T], values: Mapping[str, Any]) -> T:
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = set(values) - known
+    types = {f.name: f.type for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = set(values) - set(types)
     if unknown:
-        raise KeyError(f"unknown {', '.join(sorted(unknown))} (known: {', '.join(sorted(known))})")
+        raise KeyError(f"unknown {', '.join(sorted(unknown))} (known: {', '.join(sorted(types))})")
+    for key, value in values.items():
+        if types[key] in ("int", "float") and not isinstance(value, (int, float)):
+            raise TypeError(f"'{key}: {value}' is no number (YAML takes 1e-3 for a text, 1.0e-3 for a number)")
     return kind(**{k: _listed(v) if isinstance(v, list) else v for k, v in values.items()})
 
 

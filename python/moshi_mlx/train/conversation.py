@@ -57,7 +57,7 @@ class Conversation:
     Attributes:
         text: Moshi's text stream, int32 [T].
         moshi: Moshi's codes, int32 [K, T].
-        user: the user's, int32 [K, T]; -1 where not given to the model.
+        user: the user's, int32 [L, T]; -1 where not given to the model.
         heard: number of the user's word being heard, int32 [T], 0 for none.
         asked: number of the answer that the question calls for, int32 [T], from the question's end to the answer's
             first sound; 0 elsewhere.
@@ -89,16 +89,16 @@ class Conversation:
 
     @property
     def codes(self) -> np.ndarray:
-        """All streams as the model takes them, int32 [1 + 2 K, T]."""
+        """All streams as the model takes them, int32 [1 + K + L, T]."""
         return np.concatenate([self.text[None], self.moshi, self.user])
 
 
 class Answer:
-    """One of Moshi's answers: its codes and where its text tokens stand."""
+    """One of Moshi's answers: its first `codebooks` codes and where its text tokens stand."""
 
-    def __init__(self, utterance: Utterance, tokenizer: TextTokenizer):
+    def __init__(self, utterance: Utterance, tokenizer: TextTokenizer, codebooks: int):
         first = ANSWER_LEAD - 1
-        self.codes = utterance.codes[:, first:].astype(np.int32)
+        self.codes = utterance.codes[:codebooks, first:].astype(np.int32)
         self.text = place_words(utterance, tokenizer, self.codes.shape[1], first)
         self.speech_end = utterance.end_frame - first
 
@@ -156,6 +156,7 @@ class Mixer:
         split: of the user's utterances: `train`, `known` or `held_out`; only `train` is varied.
         neighbours: for every semantic code its nearest others in the codebook, int [bins, n], if codes are to be
             replaced by near ones.
+        codebooks: how many Moshi speaks with.
     """
 
     def __init__(
@@ -166,12 +167,14 @@ class Mixer:
         config: MixConfig,
         split: str = "train",
         neighbours: np.ndarray | None = None,
+        codebooks: int = 8,
     ):
         self.script = script
         self.config = config
         self.split = split
         self.neighbours = neighbours
-        self.answers = {u.text: Answer(u, tokenizer) for u in utterances if u.group == "answers"}
+        spoken = [u for u in utterances if u.group == "answers"]
+        self.answers = {u.text: Answer(u, tokenizer, codebooks) for u in spoken}
         self.numbers = {text: number for number, text in enumerate(self.answers, 1)}
         self.known_from = known_from(self.answers)
         self.vocabulary = heard_vocabulary(script)
@@ -182,8 +185,8 @@ class Mixer:
         self._backgrounds = [u for (group, _), us in sorted(self._said.items()) if group == "backgrounds" for u in us]
         self._backchannels = [u for (group, _), us in sorted(self._said.items()) if group == "backchannels" for u in us]
         self._asked = [i for i in script.intents.values() if self._said["intents", i.name]]
-        silence = next(iter(self.answers.values())).codes[:, -1]
-        self._silence = silence.astype(np.int32)
+        self._quiet = spoken[0].codes[:, -1:].astype(np.int32)
+        self._silence = self._quiet[:codebooks, 0]
 
     @property
     def asks(self) -> bool:
@@ -268,7 +271,7 @@ class Mixer:
     ) -> tuple[Utterance, Intent, str]:
         """What the user says next (about the turn before if it `refers`), the intent of the answer, and the answer."""
         config, script = self.config, self.script
-        if last is not None and answer is not None and (refers or rng.random() < config.follow_ups * 0.4):
+        if last is not None and answer is not None and (refers or rng.random() < config.follow_ups):
             kinds = ["again"]
             if last.yours:
                 kinds += ["yours"] * 3
@@ -308,7 +311,7 @@ class Mixer:
 
     def _background(self, rng: random.Random, frames: int) -> np.ndarray:
         if not self._backgrounds:
-            return np.repeat(self._silence[:, None], frames, axis=1)
+            return np.repeat(self._quiet, frames, axis=1)
         codes = rng.choice(self._backgrounds).codes.astype(np.int32)
         # Beyond its start, which only a stream's first frames sound like, a background can begin anywhere.
         first = 0 if rng.random() < 0.5 else rng.randrange(codes.shape[1] // 2)
@@ -374,13 +377,14 @@ class _Talk:
             slipped = given != answer
             length = self.mixer.answers[given].speech_end
             self.last, self.answer = (None, None) if slipped else (intent, answer)
-            interrupting = length > 14 and rng.random() < config.interruptions * 1.5
+            room = start < self.background.shape[1]
+            interrupting = room and length > 14 and rng.random() < config.interruptions
             stop, late = None, 0
             if interrupting:
                 position = start + rng.randint(5, length - 4)
                 stop = position + rng.randint(*config.stop_gap)
                 late = rng.randint(*_LATE) if rng.random() < config.late_stops and training else 0
-            elif length > 12 and rng.random() < config.backchannels * 1.5:
+            elif length > 12 and rng.random() < config.backchannels:
                 backchannel = self.mixer.backchannel(rng)
                 if backchannel is not None:
                     first = start + rng.randint(3, length - 6)

@@ -8,7 +8,7 @@ import json
 import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -119,6 +119,15 @@ def same_take(known: Mapping[tuple[str, str], Utterance], voice: str, text: str,
     return found if found and abs(found.end - end) < _SAME_TAKE else None
 
 
+def said_as_known(utterance: Utterance, known: Utterance | None) -> Utterance:
+    """An answer in the codes of a known take, if there is one; codebooks that the take has no codes of stay."""
+    if known is None:
+        return utterance
+    more, frames = utterance.codes[len(known.codes) :], known.codes.shape[1]
+    more = np.pad(more[:, :frames], ((0, 0), (0, max(0, frames - more.shape[1]))), mode="edge")
+    return replace(known, codes=np.concatenate([known.codes, more.astype(known.codes.dtype)]))
+
+
 def write_answers(folder: Path, answers: Iterable[Utterance]) -> None:
     """Put Moshi's answers beside a codec's weights, in place of those that were there.
 
@@ -152,14 +161,45 @@ def convolutions_of(codec: Path) -> str:
     """A fingerprint of a codec's encoder convolutions, which features depend on; the same in half precision.
 
     Raises:
-        CheckpointError: no codec there.
+        CheckpointError: no codec there, or a damaged one.
     """
-    path, config = locate(codec)
+    return _fingerprint(codec, ("encoder.",))
+
+
+def encoder_of(codec: Path) -> str:
+    """A fingerprint of all that codes depend on: a codec's encoder and codebooks; the same in half precision.
+
+    Raises:
+        CheckpointError: no codec there, or a damaged one.
+    """
+    return _fingerprint(codec, ("encoder.", "encoder_transformer.", "downsample.", "quantizer."))
+
+
+def weights_of(codec: Path) -> str:
+    """A fingerprint of all of a codec; the same in half precision.
+
+    Raises:
+        CheckpointError: no codec there, or a damaged one.
+    """
+    return _fingerprint(codec, ("",))
+
+
+def _fingerprint(codec: Path, parts: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(read_weights(path, config).items()):
-        if name.startswith("encoder."):
+    for name, tensor in sorted(codec_tensors(codec).items()):
+        if name.startswith(parts):
             digest.update(np.array(tensor.astype(mx.float16)).tobytes())
     return digest.hexdigest()
+
+
+def codec_tensors(codec: Path) -> dict[str, mx.array]:
+    """The tensors of a codec's folder.
+
+    Raises:
+        CheckpointError: no codec there, or a damaged one.
+    """
+    path, config = locate(codec)
+    return read_weights(path, config)
 
 
 def write_features(path: Path, features: Iterable[Features], convolutions: str) -> None:
@@ -215,3 +255,21 @@ def shards_with_features(work: Path) -> list[tuple[Path, Path]]:
             "'features: true' under 'data'."
         )
     return shards
+
+
+def written(fingerprint: str) -> mx.array:
+    """A fingerprint as a tensor, to be kept in a run's file."""
+    return mx.array(np.frombuffer(fingerprint.encode(), np.uint8))
+
+
+def check_began(run: Path, tensors: Mapping[str, mx.array], codec: str) -> None:
+    """See that a run's file goes on with the codec of this fingerprint; those of earlier versions tell none.
+
+    Raises:
+        CheckpointError: with another one.
+    """
+    if "codec" in tensors and np.array(tensors["codec"]).tobytes().decode() != codec:
+        raise CheckpointError(
+            f"{run} began with another codec. Name that one as --codec, choose another work folder, or remove the file "
+            "to begin anew."
+        )

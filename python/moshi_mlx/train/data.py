@@ -33,6 +33,7 @@ from .corpus import (
     known_answers,
     read_features,
     read_shard,
+    said_as_known,
     same_take,
     shards_with_features,
     write_features,
@@ -49,7 +50,7 @@ _TOGETHER = 2400
 
 def codec_of(config: Config) -> Encode:
     """The configured codec's encoder as a function of arrays."""
-    mimi = Mimi.load(config.codec)
+    mimi = Mimi.load(config.codec, config.codebooks)
 
     def run(pcm: np.ndarray) -> Encoded:
         return Encoded(*(np.array(stage) for stage in mimi.stages(mx.array(pcm))))
@@ -61,18 +62,20 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
     """Give the corpus the codes of the configured codec, from the features kept beside it.
 
     What users say is encoded as it will be heard, somewhere in a stream: after silence or noise of up to the context of
-    the codec's transformer. Moshi's answers keep their codes where the codec's codebooks were kept.
+    the codec's transformer. Moshi's answers get the codes that language models say them with, where the codec brings
+    those, and keep the ones they have where its codebooks were kept.
 
     Returns:
         The corpus' folder.
 
     Raises:
         ConfigError: no features, or they are another codec's: its convolutions differ.
+        CheckpointError: no codec there, or a damaged one.
         StorageError: disk full, no permission.
     """
     shards = shards_with_features(config.work)
-    mimi, convolutions = Mimi.load(config.codec), convolutions_of(config.codec)
-    kept = config.semantic_training.keep
+    mimi, convolutions = Mimi.load(config.codec, config.codebooks), convolutions_of(config.codec)
+    kept, known = config.semantic_training.keep, known_answers(config.codec)
     task = progress.add_task("encoding", total=len(shards)) if progress else None
     backgrounds = [
         convolved
@@ -89,12 +92,18 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
             if u.group in ("answers", "backgrounds")
             else _behind(convolved, backgrounds, mimi.config, draws)
             for i, (u, (convolved, _)) in enumerate(zip(utterances, features, strict=True))
-            if not (kept and u.group == "answers")
+        }
+        before = {
+            i: same_take(known, u.voice, u.text, u.end) or (u if kept else None)
+            for i, u in enumerate(utterances)
+            if u.group == "answers"
         }
         for i, codes, latents in _encoded(mimi, streams):
             frames = utterances[i].codes.shape[1]
             utterances[i] = replace(utterances[i], codes=codes[:, -frames:])
             features[i] = features[i][0], latents[-frames:]
+        for i, take in before.items():
+            utterances[i] = said_as_known(utterances[i], take)
         write_features(beside, features, convolutions)
         write_shard(path, utterances)
         if progress and task is not None:
@@ -213,7 +222,7 @@ def _render(path: Path, script: Script, config: Config, shard: Sequence[Job]) ->
     utterances, features = encode([s for s in sounds if _spoken(s)], _codec)
     if shard[0].group == "answers":
         known = known_answers(config.codec)
-        utterances = [same_take(known, u.voice, u.text, u.end) or u for u in utterances]
+        utterances = [said_as_known(u, same_take(known, u.voice, u.text, u.end)) for u in utterances]
     if config.data.features:
         write_features(config.work / "features" / path.name, features, _convolutions)
     write_shard(path, utterances)

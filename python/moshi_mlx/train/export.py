@@ -14,7 +14,7 @@ from mlx.utils import tree_map
 from ..checkpoint import TensorSpec, write_safetensors
 from ..files import ResultFile, storage_errors
 from ..lm.weights import export as published_tensors
-from .corpus import known_answers, write_answers
+from .corpus import codec_tensors, known_answers, write_answers
 from .lm import Trainer, is_output_layer
 
 
@@ -63,9 +63,7 @@ def write_model(
         shutil.copyfile(tokenizer, folder / "tokenizer.model")
         shutil.copyfile(codec / "config.json", folder / "codec" / "config.json")
     write_half(folder / "model.safetensors", tensors)
-    sound = mx.load(str(codec / "model.safetensors"))
-    assert isinstance(sound, dict)
-    write_half(folder / "codec" / "model.safetensors", sound)
+    write_half(folder / "codec" / "model.safetensors", codec_tensors(codec))
     write_answers(folder / "codec", known_answers(codec).values())
     names = {"moshi_name": "model.safetensors", "mimi_name": "codec", "tokenizer_name": "tokenizer.model"}
     # Half precision is not quantized, whatever the model was that this comes of.

@@ -104,11 +104,14 @@ class Listener:
         self.config, self.mix = self.model.config, config.mix
         self.sharpness = config.train.sharpness
         codec = files.need("mimi")
+        if config.mix.user_codebooks > 1:
+            raise ConfigError("A listener hears the semantic codebook alone: set 'user_codebooks: 1' under mix.")
         if not akin(codec, config.codec, 0):
             raise ConfigError(f"The listener {folder} knows other codes than those of {config.codec}.")
         self.tokenizer = TextTokenizer(files.need("tokenizer"))
         script = Script.load(config.script)
-        self.answers = {u.text: Answer(u, self.tokenizer) for u in utterances if u.group == "answers"}
+        spoken = [u for u in utterances if u.group == "answers"]
+        self.answers = {u.text: Answer(u, self.tokenizer, self.config.dep_q) for u in spoken}
         self.called = {("intents", intent.name): intent.answers for intent in script.intents.values()}
         self.called[OUT_OF_DOMAIN, OUT_OF_DOMAIN] = script.out_of_domain.answers
         lacking = {text for texts in self.called.values() for text in texts} - self.answers.keys()

@@ -27,7 +27,7 @@ from ..text import TextTokenizer
 from .compiling import worth_compiling
 from .config import Config
 from .conversation import Conversation, Mixer, nearest_codes
-from .corpus import read_corpus
+from .corpus import check_began, codec_tensors, encoder_of, read_corpus, written
 from .loss import Batch, Drill, Trainee, losses, make_batch, make_drill, score, total
 from .parallel import Processes
 from .progress import Progress
@@ -70,6 +70,7 @@ class Trainer:
             raise ConfigError(
                 f"The tokenizer has {self.tokenizer.size} pieces, the model's text_card is {self.lm_config.text_card}."
             )
+        self.began_with = encoder_of(config.codec)
         self.read()
         self.processes = Processes()
         mx.random.seed(config.train.seed)
@@ -107,28 +108,37 @@ class Trainer:
         self.shards = len(list((config.work / "corpus").glob("*.npz")))
         near = nearest_codes(_codebook(config.codec, 0))
         self.mixers = {
-            split: Mixer(self.script, utterances, self.tokenizer, config.mix, split, near)
+            split: Mixer(self.script, utterances, self.tokenizer, config.mix, split, near, self.lm_config.dep_q)
             for split in ("train", "known", "held_out")
         }
         if not self.mixers["train"].asks:
             raise ConfigError(f"{config.work}/corpus holds no question yet: render more of it.")
+        if lacking := set(self.script.answers) - self.mixers["train"].numbers.keys():
+            raise ConfigError(
+                f"{config.work}/corpus lacks Moshi's answer {min(lacking)!r}, and {len(lacking) - 1} more: the script "
+                "has changed since it was rendered. Render it in another work folder."
+            )
 
     def _start_from(self, folder: Path) -> None:
         files = resolve(folder, parts=["lm", "mimi", "tokenizer"])
         ours = self.lm_config
-        theirs = replace(
-            files.lm_config, num_layers=ours.num_layers, n_q=ours.n_q, delays=files.lm_config.delays[: ours.n_q + 1]
-        )
-        if theirs != ours or files.lm_config.num_layers > ours.num_layers or files.lm_config.n_q < ours.n_q:
+        theirs = replace(files.lm_config, num_layers=ours.num_layers, n_q=ours.n_q, delays=ours.delays)
+        # What Moshi says, and the user's semantic codes.
+        same = 2 + ours.dep_q
+        if (
+            theirs != ours
+            or files.lm_config.num_layers > ours.num_layers
+            or files.lm_config.delays[:same] != ours.delays[:same]
+        ):
             raise ConfigError(
                 f"{folder} holds a model of another shape than the configuration's 'model', which may only have more "
-                "layers or hear fewer codebooks."
+                "layers, or hear more or fewer codebooks."
             )
         tokens, used = files.tokenizer, self.config.work / "tokenizer.model"
         if tokens is not None and tokens.read_bytes() != used.read_bytes():
             raise ConfigError(f"{folder} writes with other tokens than {used}: copy {tokens} there.")
         weights = grow(dict(_flat(unpacked(files).parameters())), files.lm_config.num_layers, ours.num_layers)
-        weights["audio_emb.weight"] = weights["audio_emb.weight"][: ours.n_q * (ours.card + 1)]
+        weights["audio_emb.weight"] = self._heard(weights["audio_emb.weight"])
         for name in weights:
             if is_output_layer(name):
                 # Exported sharper than it was trained.
@@ -138,6 +148,18 @@ class Trainer:
                 if not akin(files.mimi, self.config.codec, k):
                     self._forget(weights, k)
         self.model.lm.load_weights(list(weights.items()))
+
+    def _heard(self, tables: mx.array) -> mx.array:
+        """Another model's tables of audio embeddings, with new ones for what of the user's it never heard."""
+        fresh = dict(_flat(self.model.lm.parameters()))["audio_emb.weight"]
+        entries = self.lm_config.card + 1
+        kept = []
+        for k in range(self.lm_config.n_q):
+            rows = slice(k * entries, (k + 1) * entries)
+            # What training never showed is exported silent, but for the entry that stands before a stream's start.
+            known = len(tables) >= rows.stop and bool(mx.any(tables[rows][:-1] != 0).item())
+            kept.append((tables if known else fresh)[rows])
+        return mx.concatenate(kept)
 
     def _forget(self, weights: dict[str, mx.array], k: int) -> None:
         """Start anew with a codebook whose codes are others now: what the model knew of them would mislead it."""
@@ -282,6 +304,7 @@ class Trainer:
             "average": self.average,
             "step": mx.array(self.step),
             "heads": mx.array(self.heads),
+            "codec": written(self.began_with),
         }
         path = self.config.work / "run.safetensors"
         with ResultFile(path) as file:
@@ -294,13 +317,14 @@ class Trainer:
         """Continue the run saved in the work folder; returns whether there was one.
 
         Raises:
-            CheckpointError: it is of another configuration.
+            CheckpointError: it is of another configuration, or learned another codec's codes.
         """
         path = self.config.work / "run.safetensors"
         if not path.exists():
             return False
         loaded = mx.load(str(path))
         assert isinstance(loaded, dict)
+        check_began(path, loaded, self.began_with)
         state = tree_unflatten(list(loaded.items()))
         try:
             mine = [(n.removeprefix("model."), a) for n, a in loaded.items() if n.startswith("model.")]
@@ -383,29 +407,38 @@ def _small_start(model: Trainee, config: LMConfig, codec: Path) -> None:
 def akin(codec: Path, other: Path, k: int) -> bool:
     """Whether most of codebook k's codes stand for what they do in another codec, as where it was taught further."""
     ours, theirs = _codebook(codec, k), _codebook(other, k)
-    if ours.shape != theirs.shape:
+    if len(ours) != len(theirs):
         return False
+    # One that was given more dimensions for further codebooks has zeros there.
+    width = max(ours.shape[1], theirs.shape[1])
+    ours, theirs = (np.pad(book, ((0, 0), (0, width - book.shape[1]))) for book in (ours, theirs))
     distances = (theirs**2).sum(axis=1) - 2 * ours @ theirs.T
     return bool(np.mean(distances.argmin(axis=1) == np.arange(len(ours))) > 0.5)
 
 
 def _codebook(codec: Path, k: int) -> np.ndarray:
     """Entries of a codec's codebook, float32 [bins, width]."""
-    tensors = mx.load(str(codec / "model.safetensors"))
-    assert isinstance(tensors, dict)
+    tensors = codec_tensors(codec)
     single = {name: tensor.astype(mx.float32) for name, tensor in tensors.items() if "._codebook." in name}
     return np.array(codebook(single, "rvq_rest", k - 1) if k else codebook(single, "rvq_first", 0))
 
 
 def _audio_embeddings(config: LMConfig, codec: Path, draws: np.random.Generator) -> np.ndarray:
     tables = []
+    # What the user's acoustic codes stand for adds up in the codec: so do their embeddings.
+    width = _codebook(codec, 0).shape[1]
+    together, unit = draws.normal(0, width**-0.5, (width, config.dim)), 0.0
     for stream, count in ((0, config.dep_q), (config.dep_q, config.user_q)):
         for k in range(count):
             book = _codebook(codec, k)
-            book = (book - book.mean(0)) / max(float(book.std()), 1e-6)
-            projected = book[: config.card] @ draws.normal(0, book.shape[1] ** -0.5, (book.shape[1], config.dim))
+            if stream and k:
+                unit = unit or float(book.std())
+                projected = (book / unit)[: config.card] @ together
+            else:
+                book = (book - book.mean(0)) / max(float(book.std()), 1e-6)
+                projected = book[: config.card] @ draws.normal(0, width**-0.5, (width, config.dim))
             # The user's semantic codes carry the question: they speak louder than the rest.
-            scale = 0.15 if stream and k == 0 else 0.04
+            scale = (0.03 if k else 0.15) if stream else 0.04
             table = draws.normal(0, 0.2 * scale, (config.card + 1, config.dim))
             table[: len(projected)] += scale * projected
             tables.append(table.astype(np.float32))

@@ -15,6 +15,7 @@ import mlx.core as mx
 from ..checkpoint import CheckpointFiles, resolve
 from ..errors import ConfigError
 from ..lm.weights import export as published_tensors
+from .corpus import codec_tensors
 from .export import write_model
 from .lm import unpacked
 
@@ -58,6 +59,4 @@ def _codec(files: CheckpointFiles) -> dict[str, mx.array]:
     folder = files.need("mimi")
     if not folder.is_dir():
         raise ConfigError(f"{files.name} has its codec in no folder of its own, as `moshi_mlx.train lm` writes it.")
-    tensors = mx.load(str(folder / "model.safetensors"))
-    assert isinstance(tensors, dict)
-    return tensors
+    return codec_tensors(folder)

@@ -106,9 +106,17 @@ class Script:
             backchannels = tuple(data["backchannels"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is no script: {error!r}. See moshi_mlx/nano/script.yaml for one.") from error
+        for intent in (*intents.values(), *follow_ups.values(), unknown):
+            if not intent.ask:
+                raise ConfigError(f"{path}: '{intent.name}' has no wordings under 'ask'.")
         for intent in (*intents.values(), unknown):
             if not intent.answers:
                 raise ConfigError(f"{path}: '{intent.name}' has no answers.")
+            for answer in intent.answers:
+                if not isinstance(answer, str):
+                    raise ConfigError(
+                        f"{path}: '{intent.name}' answers {answer!r}, which is no text: put it in quotes."
+                    )
             if intent.yours is not None and intent.yours not in intents:
                 raise ConfigError(f"{path}: 'yours: {intent.yours}' of '{intent.name}' names no intent.")
         around = (tuple(data.get(key, ())) for key in ("openers", "closers"))
@@ -119,11 +127,14 @@ def _intent(name: str, entry: Mapping[str, Any]) -> Intent:
     def lines(key: str) -> tuple[str, ...]:
         return tuple(line.strip() for line in entry[key].splitlines() if line.strip())
 
+    answers = entry.get("answers", [])
+    if not isinstance(answers, list):
+        raise TypeError(f"'answers' of '{name}' is {answers!r} instead of a list")
     return Intent(
         name,
         lines("ask"),
         lines("held_out"),
-        tuple(entry.get("answers", ())),
+        tuple(answers),
         entry.get("yours"),
         bool(entry.get("another", False)),
         lines("more") if "more" in entry else (),

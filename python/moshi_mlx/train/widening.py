@@ -1,0 +1,142 @@
+"""Further codebooks for a codec, fitted to what users say: `python -m moshi_mlx.train codec CONFIG --parts hearing`.
+
+The acoustic codebooks are fitted to Moshi's voice, and their projection keeps what that sounds like. Further ones
+quantize what is left of users' latents: their width grows by the directions in which most was lost. Existing codes stay
+what they were, also as sound.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import MimiConfig
+from ..errors import ConfigError
+from ..files import ResultFile, storage_errors
+from ..mimi.quantizer import codebook
+from .config import Config
+from .corpus import (
+    codec_tensors,
+    convolutions_of,
+    known_answers,
+    read_features,
+    read_shard,
+    shards_with_features,
+    write_answers,
+)
+from .export import write_half
+
+_PASSES = 8
+"""Of k-means over the latents, per codebook."""
+
+_REST = "quantizer.rvq_rest"
+
+
+def widen(config: Config, out: Path) -> list[float]:
+    """Write a codec with further codebooks.
+
+    Args:
+        config: the run; its corpus has features, with this codec's latents.
+        out: the codec's folder, made if missing.
+
+    Returns:
+        What is left of what the existing codebooks lose, after each further one: shares of its variance.
+
+    Raises:
+        CheckpointError: no codec there, or a damaged one.
+        ConfigError: no corpus, or one without features.
+        StorageError: disk full, no permission.
+    """
+    about = json.loads((config.codec / "config.json").read_text(encoding="utf-8"))
+    shape, tensors = MimiConfig.from_dict(about), codec_tensors(config.codec)
+    wanted = config.hearing
+    draws = np.random.default_rng(config.train.seed)
+    latents = _latents(config, draws)
+    project = np.array(tensors[f"{_REST}.input_proj.weight"].astype(mx.float32))[:, :, 0]
+    single = {name: t.astype(mx.float32) for name, t in tensors.items() if "._codebook." in name}
+    seen = latents @ project.T
+    residual = seen
+    for i in range(shape.n_q - 1):
+        book = np.array(codebook(single, "rvq_rest", i))
+        residual = residual - book[nearest(residual, book)]
+    # What of a latent can't be told from what the codebooks see of it, and the directions in which most of that lies.
+    told = np.linalg.lstsq(np.c_[seen, np.ones(len(seen), np.float32)], latents, rcond=None)[0][:-1].T
+    unseen = np.eye(shape.dimension, dtype=np.float32) - told @ project
+    lost = latents @ unseen.T
+    _, directions = np.linalg.eigh(np.cov((lost - lost.mean(axis=0)).T))
+    added = np.asarray(directions[:, ::-1][:, : wanted.width].T @ unseen, np.float32)
+    left = np.c_[residual, latents @ added.T]
+    whole, books, shares = float(left.var(axis=0).sum()), [], []
+    for _ in range(wanted.codebooks):
+        book = k_means(left, shape.bins, draws)
+        left = left - book[nearest(left, book)]
+        books.append(book)
+        shares.append(float(left.var(axis=0).sum()) / whole)
+    _write(config, out, _widened(tensors, added, books, shape.n_q - 1), about)
+    return shares
+
+
+def _latents(config: Config, draws: np.random.Generator) -> np.ndarray:
+    """Some of the latents of what users say, float32 [frames, dimension]."""
+    convolutions, found = convolutions_of(config.codec), []
+    for path, beside in shards_with_features(config.work):
+        for u, (_, latents) in zip(read_shard(path), read_features(beside, convolutions), strict=True):
+            if u.split == "train" and u.group not in ("answers", "backgrounds", "echoes"):
+                found.append(latents[u.first_frame : u.end_frame])
+    frames = np.concatenate(found).astype(np.float32) if found else np.zeros((0, 1), np.float32)
+    if len(frames) < config.hearing.frames // 100:
+        raise ConfigError(f"{config.work}/corpus holds {len(frames)} frames of users' speech: render more of it.")
+    return frames[draws.choice(len(frames), min(len(frames), config.hearing.frames), replace=False)]
+
+
+def nearest(x: np.ndarray, book: np.ndarray) -> np.ndarray:
+    """Numbers of the codewords [bins, width] that are nearest to each of `x` [n, width], int [n]."""
+    half = 0.5 * (book**2).sum(axis=1)
+    return np.concatenate([(x[a : a + 4096] @ book.T - half).argmax(axis=1) for a in range(0, len(x), 4096)])
+
+
+def k_means(x: np.ndarray, bins: int, draws: np.random.Generator) -> np.ndarray:
+    """Codewords [bins, width] for `x` [n, width]; one that is nearest to nothing starts anew somewhere."""
+    book = x[draws.choice(len(x), bins, replace=len(x) < bins)]
+    for _ in range(_PASSES):
+        chosen = nearest(x, book)
+        total = np.zeros_like(book)
+        np.add.at(total, chosen, x)
+        used = np.bincount(chosen, minlength=bins)
+        book = np.where(used[:, None] > 0, total / np.maximum(used, 1)[:, None], x[draws.integers(0, len(x), bins)])
+    return np.asarray(book, np.float32)
+
+
+def _widened(
+    tensors: dict[str, mx.array], added: np.ndarray, books: list[np.ndarray], first: int
+) -> dict[str, mx.array]:
+    """A codec's tensors with rows `added` to the acoustic codebooks' projection, and further books from `first` on."""
+    width, result = len(added), dict(tensors)
+    for half in ("rvq_first", "rvq_rest"):
+        rows, columns = f"quantizer.{half}.input_proj.weight", f"quantizer.{half}.output_proj.weight"
+        more = mx.array(added)[:, :, None] if half == "rvq_rest" else mx.zeros((width, *tensors[rows].shape[1:]))
+        result[rows] = mx.concatenate([tensors[rows].astype(mx.float32), more])
+        result[columns] = mx.pad(tensors[columns].astype(mx.float32), [(0, 0), (0, width), (0, 0)])
+    for name, tensor in tensors.items():
+        if name.endswith("._codebook.embedding_sum"):
+            result[name] = mx.pad(tensor, [(0, 0), (0, width)])
+    for i, book in enumerate(books, first):
+        name = f"{_REST}.vq.layers.{i}._codebook"
+        result[f"{name}.embedding_sum"] = mx.array(book)
+        result[f"{name}.cluster_usage"] = mx.ones(len(book))
+    return result
+
+
+def _write(config: Config, out: Path, tensors: dict[str, mx.array], about: dict[str, object]) -> None:
+    quantizer = dict(about["quantizer"])  # type: ignore[call-overload]
+    quantizer["dimension"] += config.hearing.width
+    quantizer["n_q"] += config.hearing.codebooks
+    with storage_errors(str(out)):
+        out.mkdir(parents=True, exist_ok=True)
+    write_half(out / "model.safetensors", tensors)
+    with ResultFile(out / "config.json") as file:
+        file.write(json.dumps({**about, "quantizer": quantizer}, indent=1).encode())
+    write_answers(out, known_answers(config.codec).values())
