@@ -16,9 +16,12 @@ from moshi_mlx.cli.conversation import Conversation
 from moshi_mlx.cli.live_ends import FileEar, FileMouth, Finished, LiveSound
 from moshi_mlx.cli.live_screen import LiveScreen
 from moshi_mlx.cli.live_state import AudioStatus, LiveState
+from moshi_mlx.cli.options import begin
 from moshi_mlx.cli.recording import Recording
 from moshi_mlx.cli.trace import ROWS, Trace
 from moshi_mlx.config import FRAME_SIZE
+from moshi_mlx.errors import CheckpointError
+from moshi_mlx.local import parser
 from moshi_mlx.moshi import Moshi, load
 from moshi_mlx.sound import WavWriter, load_sound
 
@@ -127,6 +130,22 @@ def test_a_saved_conversation_continues(moshi: Moshi, tmp_path: Path, monkeypatc
     session = moshi.resume(saved)
     continued = [session.step(frame).pcm for frame in noise(10).reshape(-1, FRAME_SIZE)[5:]]
     assert np.array_equal(continued, sound.spoken[5:])
+
+
+def test_a_resumed_conversation_is_made_ready_with_its_own_settings(moshi: Moshi, tmp_path: Path) -> None:
+    session = moshi.session(seed=3, temp=0.5, top_k=20, kv_bits=8)
+    session.step(noise(1))
+    session.save(tmp_path / "talk")
+    another = load("untrained")
+    console = Console(file=io.StringIO())
+    with pytest.raises(CheckpointError, match="no saved conversation"):
+        begin(another, parser().parse_args(["--resume", str(tmp_path / "none")]), console, profile=False)
+    assert not another._graphs, "time was spent before the file was looked for"
+    resumed = begin(another, parser().parse_args(["--resume", str(tmp_path / "talk")]), console, profile=False)
+    assert resumed.settings == session.settings
+    built = resumed._gen.graph.traces
+    resumed.step(noise(1))
+    assert resumed._gen.graph.traces == built, "a graph was built while the conversation went on"
 
 
 def test_quit_ends_it(moshi: Moshi) -> None:

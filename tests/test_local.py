@@ -1,5 +1,6 @@
 """The command on sound files, run as a user runs it: what it writes, and how it ends when something is wrong."""
 
+import fcntl
 import json
 import math
 import os
@@ -7,8 +8,11 @@ import pty
 import shutil
 import signal
 import subprocess
+import termios
 import time
 import wave
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +20,8 @@ import numpy as np
 import pytest
 from conftest import Command, command_line
 
+from moshi_mlx.cli.interrupt import StopRequest
+from moshi_mlx.local import main
 from moshi_mlx.sound import load_sound, write_wav
 
 FRAME = 1920
@@ -154,6 +160,47 @@ def test_ctrl_c_while_loading_leaves_nothing(tmp_path: Path, question: Path) -> 
     assert os.listdir(tmp_path) in ([], ["a.wav"])  # the second where the first steps were quicker than the signal
 
 
+def test_a_terminal_that_closes_ends_the_run_as_ctrl_c_does(tmp_path: Path) -> None:
+    write_wav(tmp_path / "long.wav", np.zeros(24_000 * 600))
+    results = ("--output", "a.wav", "--transcript", "t.json", "--save", "talk")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command_line("--input", "long.wav", *results), cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    os.set_blocking(ours, False)
+
+    def some_is_written() -> bool:
+        with suppress(BlockingIOError):
+            os.read(ours, 1 << 16)
+        return any(part.stat().st_size > 44 + 20 * FRAME * 2 for part in tmp_path.glob(".a.wav.*"))
+
+    wait_until(some_is_written)
+    os.close(ours)
+    assert process.wait(60) == 130
+    assert len(read(tmp_path / "a.wav")) >= 20 * FRAME
+    assert sorted(os.listdir(tmp_path)) == ["a.wav", "long.wav", "t.json", "talk"]
+
+
+def test_a_hang_up_that_comes_twice_still_lets_the_work_be_finished_and_nohup_lets_it_go_on() -> None:
+    before = signal.signal(signal.SIGHUP, lambda number, frame: None)
+    try:
+        with StopRequest() as stop:
+            stop.begin()
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.requested
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def one_error(result: "subprocess.CompletedProcess[bytes]", code: int, *words: str) -> None:
     """The run ended with `code` and one line of error that has all `words`."""
     assert result.returncode == code, said(result)
@@ -178,6 +225,17 @@ def test_what_is_no_sound_is_one_line(moshi_local: Command, tmp_path: Path) -> N
     assert sorted(os.listdir(tmp_path)) == ["empty.wav", "notes.txt"]
 
 
+def test_what_is_cut_off_is_one_line_with_what_hears_the_rest(
+    moshi_local: Command, question: Path, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut off.wav"
+    cut.write_bytes(question.read_bytes()[:30_000])
+    result = moshi_local("--input", cut, "--output", tmp_path / "a.wav")
+    one_error(result, 5, "is cut off", f"--input - --output FILE < '{cut}'")
+    heard = moshi_local("--input", "-", "--output", tmp_path / "a.wav", "--steps", 2, input=cut.read_bytes())
+    assert heard.returncode == 0, said(heard)
+
+
 def test_an_output_that_cant_be_is_one_line_before_anything_is_loaded(
     moshi_local: Command, question: Path, tmp_path: Path
 ) -> None:
@@ -185,11 +243,50 @@ def test_an_output_that_cant_be_is_one_line_before_anything_is_loaded(
     one_error(result, 6, "nowhere")
     assert "Loading" not in said(result)
     one_error(moshi_local("--input", question, "--output", tmp_path), 6, "folder")
+    result = moshi_local("--input", question, "--output", tmp_path / "a.wav", "--save", tmp_path / "nowhere" / "talk")
+    one_error(result, 6, "nowhere")
+    assert "Loading" not in said(result) and os.listdir(tmp_path) == []
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 def test_a_full_device_is_one_line(moshi_local: Command, question: Path) -> None:
     one_error(moshi_local("--input", question, "--output", "/dev/full"), 6, "full")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_conversation_that_cant_be_saved_takes_no_other_result_along(
+    moshi_local: Command, question: Path, tmp_path: Path
+) -> None:
+    results = ("--output", tmp_path / "a.wav", "--transcript", tmp_path / "t.json")
+    one_error(moshi_local("--input", question, *results, "--steps", 5, "--save", "/dev/full"), 6, "full")
+    assert len(read(tmp_path / "a.wav")) == 5 * FRAME
+    assert json.loads((tmp_path / "t.json").read_text())["seconds"] == pytest.approx(0.4)
+
+
+def test_a_conversation_can_be_saved_to_a_pipe(moshi_local: Command, question: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    arguments = ("--input", question, "--output", tmp_path / "a.wav", "--steps", 5, "--seed", 1, "--save")
+    with ThreadPoolExecutor() as pool:
+        received = pool.submit((tmp_path / "pipe").read_bytes)
+        assert moshi_local(*arguments, tmp_path / "pipe").returncode == 0
+    assert moshi_local(*arguments, tmp_path / "talk").returncode == 0
+    assert received.result() == (tmp_path / "talk").read_bytes()
+
+
+def test_what_was_recorded_before_stays_until_a_conversation_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("moshi_mlx.cli.live_run.try_devices", lambda devices: None)
+    monkeypatch.chdir(tmp_path)
+    for option, place in (("--record", "talk.wav"), ("--trace", "trace.json")):
+        Path(place).write_bytes(b"from before")
+        assert main(["--model", "no such model", option, place]) == 3
+        assert main(["--model", "untrained", "--resume", "none", option, place]) == 3
+        assert Path(place).read_bytes() == b"from before"
+        capfd.readouterr()
+        assert main(["--model", "untrained", option, "nowhere/x"]) == 6
+        assert "Loading" not in capfd.readouterr().err
+    assert sorted(os.listdir()) == ["talk.wav", "trace.json"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="a small disk can only be mounted by root")
@@ -241,6 +338,8 @@ def test_options_that_contradict_are_one_line(moshi_local: Command, question: Pa
     one_error(moshi_local(*output, "--input-device", "x"), 2, "--input-device")
     for kept in ("--record", "--trace"):
         one_error(moshi_local(*output, kept, tmp_path / "x"), 2, kept, "live")
+    for without in (output[:2], output[2:], ["--no-echo-cancel"]):
+        one_error(moshi_local(*without, "--noise-suppression"), 2, "--noise-suppression", "leave it out")
     for wrong in ("-q 7", "--temp -1", "--temp nan", "--top-k 1.5", "--steps 0", "--tail x"):
         result = moshi_local(*output, *wrong.split())
         assert result.returncode == 2

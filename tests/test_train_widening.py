@@ -80,6 +80,8 @@ def test_a_corpus_and_a_model_go_on_with_the_wider_codec(spoken: Config, tmp_pat
     shape = {**spoken.model, "n_q": n_q, "delays": [*old.lm_config.delays[:10], *[0] * (n_q - 9)]}
     mix = dataclasses.replace(spoken.mix, user_codebooks=10)
     wide = dataclasses.replace(narrow, codec=tmp_path / "wide", model=shape, mix=mix)
+    with pytest.raises(ConfigError, match="codes of 8 codebooks, 10 are to be heard"):
+        Trainer(wide)
     recode(wide)
     assert {u.codes.shape[0] for u in read_corpus(tmp_path / "corpus")} == {10}
     new = Trainer(wide, init=tmp_path / "old")
@@ -94,6 +96,15 @@ def test_a_corpus_and_a_model_go_on_with_the_wider_codec(spoken: Config, tmp_pat
     export(new, tmp_path / "new")
     session = moshi_mlx.load(tmp_path / "new").session(seed=0)
     assert session.step(np.zeros(1920, np.float32)).pcm.shape == (1920,)
+
+
+def test_features_of_another_codec_are_refused_with_what_to_do(spoken: Config, tmp_path: Path) -> None:
+    codec = shutil.copytree(spoken.codec, tmp_path / "taught")
+    tensors = mx.load(str(codec / "model.safetensors"))
+    projection = "quantizer.rvq_first.input_proj.weight"
+    mx.save_safetensors(str(codec / "model.safetensors"), {**tensors, projection: -tensors[projection]})
+    with pytest.raises(ConfigError, match="--recode"):
+        widen(dataclasses.replace(spoken, codec=codec), tmp_path / "wide")
 
 
 def test_too_little_speech_is_refused(spoken: Config, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`python -m moshi_mlx.local_web` as users start it, and the README's client."""
 
+import errno
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from moshi_mlx.local_web import main, parser
+from moshi_mlx.web.app import PortError
 
 Start = Callable[..., "tuple[subprocess.Popen[str], str]"]
 
@@ -133,6 +135,44 @@ def test_a_taken_port_is_named(start: Start, capfd: pytest.CaptureFixture[str]) 
         second = subprocess.run([*command, "--port", str(port)], capture_output=True, text=True, timeout=120)
     assert second.returncode == 8 and "Loading" not in second.stderr
     assert f"localhost:{port}" in second.stderr and "--port" in second.stderr and "Traceback" not in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "option"),
+    [
+        (OSError(errno.EADDRINUSE, "Address already in use"), "--port"),
+        (OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"), "--host"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "--host"),
+    ],
+)
+def test_where_it_cant_listen_the_option_to_change_is_named(error: OSError, option: str) -> None:
+    assert str(PortError.at("elsewhere", 8998, error)).endswith(f"Choose another {option}.")
+
+
+def test_ctrl_c_while_a_model_loads_is_obeyed_at_once() -> None:
+    code = """
+import sys, numpy as np, moshi_mlx
+from moshi_mlx.local_web import main
+from moshi_mlx.web import serve
+
+def endless(args, console):
+    session = moshi_mlx.load("untrained").session()
+    print("loading", flush=True)
+    while True:
+        session.step(np.zeros(1920))
+
+serve.load_model = endless
+sys.exit(main(["--no-browser", "--port", "0"]))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130 and errors.split() == ["Interrupted."]
 
 
 def test_bad_options_are_named_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

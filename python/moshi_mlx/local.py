@@ -48,7 +48,8 @@ def check(args: argparse.Namespace) -> None:
     """Refuse options that would have no effect.
 
     Raises:
-        InputError: a device beside the file that replaces it, or a live conversation's file where none is live.
+        InputError: a device beside the file that replaces it, a live conversation's file where none is live, or noise
+            suppression without the echo cancellation that it's a part of.
     """
     for end, device in (("input", args.input_device), ("output", args.output_device)):
         if device is not None and getattr(args, end) is not None:
@@ -59,6 +60,11 @@ def check(args: argparse.Namespace) -> None:
                 f"--{option} is for a live conversation, and with --input and --output none is: leave one of them out. "
                 "--output FILE --stereo keeps what both say."
             )
+    if args.noise_suppression and (args.no_echo_cancel or args.input is not None or args.output is not None):
+        raise InputError(
+            "--noise-suppression is a part of echo cancellation, which needs a microphone and a speaker: leave it out, "
+            "or --no-echo-cancel, --input and --output."
+        )
 
 
 def run(argv: Sequence[str] | None = None) -> int:

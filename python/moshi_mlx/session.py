@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
 from .checkpoint import TensorSpec, write_safetensors
 from .checkpoint.writing import DTYPE_NAMES
@@ -90,6 +90,21 @@ class Session:
     def seed(self) -> int:
         """Seed of the sampling: the same seed and the same sound give the same conversation."""
         return self._gen.state.seed
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As `Moshi.session` and `warm_up` take them, without the seed; resumed, those that it was saved with."""
+        graph = self._gen.graph
+        return {
+            "temp": graph.audio_sampling.temp,
+            "top_k": graph.audio_sampling.top_k,
+            "temp_text": graph.text_sampling.temp,
+            "top_k_text": graph.text_sampling.top_k,
+            "conditions": self._conditions,
+            "kv_bits": graph.kv_bits,
+            "profile": self._profile,
+            "compile": graph.compile,
+        }
 
     @property
     def nbytes(self) -> int:
@@ -235,7 +250,9 @@ class Session:
         state.line = tree["line"]
         mx.eval(state.arrays(), tree["encoder"], tree["decoder"])
         self._gen.state = state
-        self._encoder, self._decoder = tree["encoder"], tree["decoder"]
+        # In the order in which a new session has them: in the file's, the graphs would be built once more.
+        self._encoder = tree_map(lambda new, kept: kept, self._encoder, tree["encoder"])
+        self._decoder = tree_map(lambda new, kept: kept, self._decoder, tree["decoder"])
         self._text.pending = bytes(about["pending"])
         self.dropped = about["dropped"]
 

@@ -7,16 +7,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
 
 from ..config import FRAME_RATE, FRAME_SIZE
 from ..errors import InputError
 from ..files import STDOUT, ResultFile
 from ..session import Session
-from ..sound import Samples, WavWriter, load_sound
-from .file_screen import FileScreen
+from ..sound import Samples, WavWriter
+from .file_screen import FileScreen, console_on
 from .interrupt import StopRequest
-from .options import INTERRUPTED, load_model, sampling, warm_up
+from .options import INTERRUPTED, begin, load_input, load_model, try_place
 from .transcript import Transcript
 
 
@@ -69,18 +68,17 @@ def converse_with_file(args: argparse.Namespace) -> int:
     Raises:
         MoshiError: as its parts; nothing is left half written.
     """
-    console = Console(stderr=True)
+    console = console_on(sys.stderr)
     check_streams(args)
-    heard = load_sound(args.input)
+    heard = load_input(args.input)
+    try_place(args.save)
     transcript = Transcript()
     # Results are opened before the model is loaded: what can't be written is better known at once.
     with StopRequest() as stop, ExitStack() as results:
         writer = results.enter_context(WavWriter(args.output, channels=2 if args.stereo else 1))
         said = results.enter_context(ResultFile(args.transcript)) if args.transcript else None
         moshi = load_model(args, console)
-        settings = {"profile": True, **sampling(args)}
-        warm_up(moshi, console, **settings)
-        session = moshi.resume(args.resume, profile=True) if args.resume else moshi.session(args.seed, **settings)
+        session = begin(moshi, args, console, profile=True)
         steps = steps_for(len(heard), args.tail, moshi.lm.config.max_delay, args.steps)
         writer.expected = steps * FRAME_SIZE
         words_to = sys.stderr if STDOUT in (args.output, args.transcript) else sys.stdout
@@ -88,11 +86,12 @@ def converse_with_file(args: argparse.Namespace) -> int:
         stop.begin()
         with screen:
             run = run_file(session, heard, steps, writer, transcript, screen, stop)
-        if args.save:
-            session.save(args.save)
         if said:
             said.write(transcript.to_json(model=moshi.name, seed=session.seed, seconds=run.steps / FRAME_RATE))
-    screen.summary()
+        results.close()  # they are kept, even where the conversation can't be saved
+        screen.summary()
+        if args.save:
+            session.save(args.save)
     written = " and ".join(name for name in (args.output, args.transcript, args.save) if name and name != STDOUT)
     if run.interrupted:
         console.print(f"Interrupted after {writer.seconds:.1f} s; what there was by then was written.", highlight=False)

@@ -3,7 +3,7 @@
 import os
 import time
 from types import TracebackType
-from typing import IO
+from typing import IO, Any, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -99,12 +99,31 @@ class FileScreen:
 
 
 def say(stream: IO[str], text: str) -> None:
-    """Write `text` at once; a reader that has gone, or an encoding that lacks a character, stops nothing."""
+    """Write `text` at once; a reader or terminal that is gone, or an encoding that lacks a character, stops nothing."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         stream.write(text.encode(encoding, errors="replace").decode(encoding))
         stream.flush()
-    except BrokenPipeError:
+    except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())  # what is still buffered, and all that follows, goes there
         os.close(nowhere)
+
+
+class _Shown:
+    """A stream whose text is written by `say`."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        say(self._stream, text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def console_on(stream: IO[str]) -> Console:
+    """A console that a terminal which closes doesn't stop: what there is to keep is written all the same."""
+    return Console(file=cast(IO[str], _Shown(stream)))

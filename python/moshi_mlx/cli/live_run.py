@@ -8,18 +8,17 @@ from rich.console import Console
 
 from ..errors import InputError
 from ..files import STDOUT, ResultFile
-from ..moshi import Moshi
-from ..session import Session
-from ..sound import Samples, WavWriter, load_sound, need_extension
+from ..sound import Samples, WavWriter, need_extension
 from .conversation import Conversation
 from .devices import Choice, chosen, devices_table, try_devices
+from .file_screen import console_on
 from .interrupt import StopRequest
 from .keys import Keys
 from .live_ends import FileEar, FileMouth, Finished, LiveSound
 from .live_screen import LiveScreen, figures
 from .live_state import LiveState, clock
 from .measures import memory_line
-from .options import load_model, sampling, warm_up
+from .options import begin, load_input, load_model, try_place
 from .quiet import libraries_kept_quiet
 from .recording import Recording
 from .trace import Trace
@@ -35,27 +34,30 @@ def converse_live(args: argparse.Namespace) -> int:
         raise InputError("Pipes need both --input and --output; with a microphone or speaker, name a file.")
     need_extension()
     with libraries_kept_quiet() as stderr:
-        return _converse(args, Console(file=stderr))
+        return _converse(args, console_on(stderr))
 
 
 def _converse(args: argparse.Namespace, console: Console) -> int:
     devices = chosen(args)
     try_devices(devices)
-    heard = None if args.input is None else load_sound(args.input)
-    if args.save:
-        ResultFile(args.save).discard()  # what can't be written is better known at once
+    heard = None if args.input is None else load_input(args.input)
+    for path in (args.save, args.record, args.trace):
+        try_place(path)
     with StopRequest() as stop, ExitStack() as results:
         writer = WavWriter(args.output, channels=2 if args.stereo else 1) if args.output else None
         if writer:
             results.enter_context(writer)
         said = results.enter_context(ResultFile(args.transcript)) if args.transcript else None
-        recording = results.enter_context(Recording(args.record)) if args.record else None
-        trace = results.enter_context(Trace(args.trace)) if args.trace else None
         moshi = load_model(args, console)
-        session = begin(moshi, args, console)
+        session = begin(moshi, args, console, profile=bool(args.trace))
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no collection during the conversation looks through it again
         state = LiveState(model=moshi.name)
         stop.begin()
         with open_ends(args, devices, heard, writer) as sound:
+            # These grow in place: only now is it known that there is a conversation to put in what stood there.
+            recording = results.enter_context(Recording(args.record)) if args.record else None
+            trace = results.enter_context(Trace(args.trace)) if args.trace else None
             screen = LiveScreen(state, console)
             conversation = Conversation(session, sound, screen, recording, trace)
             with Keys() as keys, screen:
@@ -64,24 +66,14 @@ def _converse(args: argparse.Namespace, console: Console) -> int:
         if said:
             about = {"model": moshi.name, "seed": session.seed, "dropped": session.dropped, "sound": stats}
             said.write(conversation.transcript.to_json(**about))
-    summary(state, console)
-    if args.save:
-        session.save(args.save)
+        results.close()  # they are kept, even where the conversation can't be saved
+        summary(state, console)
+        if args.save:
+            session.save(args.save)
     written = [name for name in (args.output, args.record, args.transcript, args.trace, args.save) if name]
     if written:
         console.print(f"written: {' and '.join(written)}", highlight=False, soft_wrap=True)
     return 0
-
-
-def begin(moshi: Moshi, args: argparse.Namespace, console: Console) -> Session:
-    """Warm the model up and begin a session, or continue the one that --resume names."""
-    settings = {"profile": bool(args.trace), **sampling(args)}
-    warm_up(moshi, console, **settings)
-    gc.collect()
-    gc.freeze()  # what is loaded stays: no collection during the conversation looks through it again
-    if args.resume:
-        return moshi.resume(args.resume, profile=bool(args.trace))
-    return moshi.session(seed=args.seed, **settings)
 
 
 def open_ends(

@@ -1,17 +1,22 @@
 """What the command lines share: naming a model, sampling settings, and how they end."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import hub
-from ..errors import InputError, MoshiError
+from ..errors import AudioFileError, InputError, MoshiError
+from ..files import ResultFile
+from ..sound import Samples, load_sound
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..moshi import Moshi
+    from ..session import Session
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells know it."""
@@ -132,13 +137,46 @@ def load_model(args: argparse.Namespace, console: "Console") -> "Moshi":
     return moshi
 
 
-def warm_up(moshi: "Moshi", console: "Console", **settings: Any) -> None:
-    """Build all that sessions with these settings will need, so that no step waits for it; shows how far it is."""
+def load_input(path: str) -> Samples:
+    """The sound that --input names, as `load_sound` gives it.
+
+    Raises:
+        AudioFileError: as `load_sound`; of a file that is cut off it says how the command hears what there is.
+    """
+    try:
+        return load_sound(path)
+    except AudioFileError as error:
+        piped = f"--input - --output FILE < {shlex.quote(path)}"  # a pipe is heard as far as it goes
+        raise AudioFileError(str(error).replace("partial=True", piped)) from error
+
+
+def try_place(path: str | None) -> None:
+    """Find out that a result can't be written before a model is loaded, not after; None is a result not asked for.
+
+    Raises:
+        StorageError: as `ResultFile`.
+    """
+    # Whoever reads a named pipe would take this for the result's end.
+    if path is not None and not Path(path).is_fifo():
+        ResultFile(path).discard()
+
+
+def begin(moshi: "Moshi", args: argparse.Namespace, console: "Console", profile: bool) -> "Session":
+    """A session, or the one that --resume names, with all built that its steps need, so that none waits for it.
+
+    Raises:
+        CheckpointError: as `Moshi.resume`.
+    """
     from rich.progress import Progress
 
+    if args.resume:
+        session = moshi.resume(args.resume, profile)
+    else:
+        session = moshi.session(args.seed, profile=profile, **sampling(args))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task("Warming up", total=None)
-        moshi.warm_up(lambda done, total: bars.update(bar, completed=done, total=total), **settings)
+        moshi.warm_up(lambda done, total: bars.update(bar, completed=done, total=total), **session.settings)
+    return session
 
 
 def at_least(least: int | float) -> Callable[[str], int | float]:

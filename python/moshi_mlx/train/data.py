@@ -26,6 +26,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from ..config import MimiConfig
 from ..errors import MoshiError
 from ..mimi import Mimi
+from ..mimi.weights import locate
 from .config import Config
 from .corpus import (
     alike,
@@ -50,12 +51,21 @@ _TOGETHER = 2400
 
 def codec_of(config: Config) -> Encode:
     """The configured codec's encoder as a function of arrays."""
-    mimi = Mimi.load(config.codec, config.codebooks)
+    mimi = load_codec(config)
 
     def run(pcm: np.ndarray) -> Encoded:
         return Encoded(*(np.array(stage) for stage in mimi.stages(mx.array(pcm))))
 
     return run
+
+
+def load_codec(config: Config) -> Mimi:
+    """The configured codec, with as many of the codebooks that are used as it has so far.
+
+    Raises:
+        CheckpointError: no codec there, or a damaged one.
+    """
+    return Mimi.load(config.codec, min(config.codebooks, locate(config.codec)[1].n_q))
 
 
 def recode(config: Config, progress: Progress | None = None) -> Path:
@@ -74,7 +84,7 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
         StorageError: disk full, no permission.
     """
     shards = shards_with_features(config.work)
-    mimi, convolutions = Mimi.load(config.codec, config.codebooks), convolutions_of(config.codec)
+    mimi, convolutions = load_codec(config), convolutions_of(config.codec)
     kept, known = config.semantic_training.keep, known_answers(config.codec)
     task = progress.add_task("encoding", total=len(shards)) if progress else None
     backgrounds = [

@@ -104,8 +104,6 @@ class Listener:
         self.config, self.mix = self.model.config, config.mix
         self.sharpness = config.train.sharpness
         codec = files.need("mimi")
-        if config.mix.user_codebooks > 1:
-            raise ConfigError("A listener hears the semantic codebook alone: set 'user_codebooks: 1' under mix.")
         if not akin(codec, config.codec, 0):
             raise ConfigError(f"The listener {folder} knows other codes than those of {config.codec}.")
         self.tokenizer = TextTokenizer(files.need("tokenizer"))
@@ -120,9 +118,15 @@ class Listener:
         backgrounds = [u.codes[0, 20:].astype(np.int32) for u in utterances if u.group == "backgrounds"]
         self.silence = next(iter(self.answers.values())).codes[:, -1].astype(np.int32)
         self.backgrounds = backgrounds or [self.silence[:1]]
-        first = self.config.dep_q * (self.config.card + 1)
+        entries = self.config.card + 1
+        first = self.config.dep_q * entries
+        further = self.model.audio_emb.weight[first + entries :].reshape(-1, entries, self.config.dim)[:, :-1]
+        if further.size and mx.any(further != 0).item():
+            raise ConfigError(
+                f"{folder} hears more of the user than the semantic codes, which are taught: name another."
+            )
         # A copy: a compiled step may refer to nothing that is still to be computed.
-        self.embeddings = mx.array(self.model.audio_emb.weight[first : first + self.config.card])
+        self.embeddings = mx.array(self.model.audio_emb.weight[first : first + entries - 1])
         mx.eval(self.model.parameters(), self.embeddings)
 
     def answers_to(self, utterance: Utterance) -> tuple[str, ...]:

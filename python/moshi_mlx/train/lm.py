@@ -113,6 +113,11 @@ class Trainer:
         }
         if not self.mixers["train"].asks:
             raise ConfigError(f"{config.work}/corpus holds no question yet: render more of it.")
+        if (rows := min(len(u.codes) for u in utterances)) < config.codebooks:
+            raise ConfigError(
+                f"{config.work}/corpus has codes of {rows} codebooks, {config.codebooks} are to be heard: give it "
+                "the codec's with `python -m moshi_mlx.train.data --recode`."
+            )
         if lacking := set(self.script.answers) - self.mixers["train"].numbers.keys():
             raise ConfigError(
                 f"{config.work}/corpus lacks Moshi's answer {min(lacking)!r}, and {len(lacking) - 1} more: the script "

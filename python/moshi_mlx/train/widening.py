@@ -47,24 +47,30 @@ def widen(config: Config, out: Path) -> list[float]:
 
     Raises:
         CheckpointError: no codec there, or a damaged one.
-        ConfigError: no corpus, or one without features.
+        ConfigError: no corpus, one without features, or with those of another codec.
         StorageError: disk full, no permission.
     """
     about = json.loads((config.codec / "config.json").read_text(encoding="utf-8"))
     shape, tensors = MimiConfig.from_dict(about), codec_tensors(config.codec)
     wanted = config.hearing
     draws = np.random.default_rng(config.train.seed)
-    latents = _latents(config, draws)
+    latents, codes = _latents(config, draws)
     project = np.array(tensors[f"{_REST}.input_proj.weight"].astype(mx.float32))[:, :, 0]
     single = {name: t.astype(mx.float32) for name, t in tensors.items() if "._codebook." in name}
+    semantic = np.array(tensors["quantizer.rvq_first.input_proj.weight"].astype(mx.float32))[:, :, 0]
+    told = nearest(latents @ semantic.T, np.array(codebook(single, "rvq_first", 0)))
+    if np.mean(told == codes) < 0.9:
+        raise ConfigError(
+            f"{config.work}/features are of another codec: run `python -m moshi_mlx.train.data --recode` with this one."
+        )
     seen = latents @ project.T
     residual = seen
     for i in range(shape.n_q - 1):
         book = np.array(codebook(single, "rvq_rest", i))
         residual = residual - book[nearest(residual, book)]
     # What of a latent can't be told from what the codebooks see of it, and the directions in which most of that lies.
-    told = np.linalg.lstsq(np.c_[seen, np.ones(len(seen), np.float32)], latents, rcond=None)[0][:-1].T
-    unseen = np.eye(shape.dimension, dtype=np.float32) - told @ project
+    predict = np.linalg.lstsq(np.c_[seen, np.ones(len(seen), np.float32)], latents, rcond=None)[0][:-1].T
+    unseen = np.eye(shape.dimension, dtype=np.float32) - predict @ project
     lost = latents @ unseen.T
     _, directions = np.linalg.eigh(np.cov((lost - lost.mean(axis=0)).T))
     added = np.asarray(directions[:, ::-1][:, : wanted.width].T @ unseen, np.float32)
@@ -79,17 +85,19 @@ def widen(config: Config, out: Path) -> list[float]:
     return shares
 
 
-def _latents(config: Config, draws: np.random.Generator) -> np.ndarray:
-    """Some of the latents of what users say, float32 [frames, dimension]."""
-    convolutions, found = convolutions_of(config.codec), []
+def _latents(config: Config, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Some of the latents of what users say, float32 [frames, dimension], and their semantic codes."""
+    convolutions, found, codes = convolutions_of(config.codec), [], []
     for path, beside in shards_with_features(config.work):
         for u, (_, latents) in zip(read_shard(path), read_features(beside, convolutions), strict=True):
             if u.split == "train" and u.group not in ("answers", "backgrounds", "echoes"):
                 found.append(latents[u.first_frame : u.end_frame])
+                codes.append(u.codes[0, u.first_frame : u.end_frame])
     frames = np.concatenate(found).astype(np.float32) if found else np.zeros((0, 1), np.float32)
     if len(frames) < config.hearing.frames // 100:
         raise ConfigError(f"{config.work}/corpus holds {len(frames)} frames of users' speech: render more of it.")
-    return frames[draws.choice(len(frames), min(len(frames), config.hearing.frames), replace=False)]
+    some = draws.choice(len(frames), min(len(frames), config.hearing.frames), replace=False)
+    return frames[some], np.concatenate(codes)[some]
 
 
 def nearest(x: np.ndarray, book: np.ndarray) -> np.ndarray:

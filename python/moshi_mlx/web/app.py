@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
@@ -49,7 +50,9 @@ class PortError(MoshiError):
 
     @classmethod
     def at(cls, host: str, port: int, error: OSError) -> PortError:
-        return cls(f"The server can't listen at {host}:{port}: {error.strerror or error}. Choose another --port.")
+        elsewhere = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        option = "--host" if elsewhere else "--port"
+        return cls(f"The server can't listen at {host}:{port}: {error.strerror or error}. Choose another {option}.")
 
 
 class Server:

@@ -95,8 +95,12 @@ class OggDecoder:
         """
         sounds = []
         ms = 0.0
+        begun = False
         for packet in self._ogg.feed(piece):
             if packet.first:
+                if begun:  # heads are short, and a decoder is made for each
+                    raise StreamError("A message begins two Opus streams; begin the second in another message.")
+                begun = True
                 self._check_head(packet.data)
                 self._packets, self._headers = PacketDecoder(), 1
             elif self._headers == 1:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..cli.options import load_model, sampling
+from ..cli.options import INTERRUPTED, load_model, sampling
 from .access import Access, is_local, make_token
 from .app import PortError, Server
 from .batching import build, measure, most_in_memory
@@ -61,6 +61,11 @@ def serve(args: argparse.Namespace) -> int:
         name = moshi.name or str(args.model or "moshi")
         server = Server(worker, lambda: moshi.session(seed=args.seed, **settings), metrics, name, limits, access, pages)
         asyncio.run(_run(server, args, host, tls, access, console))
+    except KeyboardInterrupt:
+        # A download isn't waited for; and Python's own end, while a thread is within MLX, would be an abort.
+        console.show_cursor()  # a progress bar may have hidden it
+        print("\nInterrupted.", file=sys.__stderr__, flush=True)
+        os._exit(INTERRUPTED)
     finally:
         worker.stop()
     return 0
