@@ -246,15 +246,18 @@ class Bench:
     def disturbed(self, plain: float) -> None:
         """The same questions through noise, a room and other levels; wanted is 10 points below the undisturbed."""
         draws = np.random.default_rng(self.seed)
-        changes: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {
-            "noise at 10 dB": None,
+        changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "a room (0.4 s)": lambda pcm: room(draws, np.pad(pcm, (0, round(0.4 * SAMPLE_RATE))), 0.4),
             "6 dB louder": lambda pcm: gain(pcm, 6),
             "6 dB softer": lambda pcm: gain(pcm, -6),
         }
+
+        def asked() -> list[tuple[Sequence[str], str]]:
+            return [(i.answers, t) for i, t in self.questions()][: min(60, self.sample or 60)]
+
+        self.accuracy("accuracy, noise at 10 dB", plain - 10, asked(), snr_db=10.0)
         for name, change in changes.items():
-            asked = [(i.answers, t) for i, t in self.questions()][: min(60, self.sample or 60)]
-            self.accuracy(f"accuracy, {name}", plain - 10, asked, change, snr_db=None if change else 10.0)
+            self.accuracy(f"accuracy, {name}", plain - 10, asked(), change)
 
     def long_talk(self, minutes: float = 10.0) -> None:
         """One conversation of many minutes: is it as good at its end as at its beginning?"""

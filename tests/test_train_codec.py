@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from rich.console import Console
-from train_corpus import NANO, make_corpus
+from train_corpus import NANO, altered_codec, make_corpus
 
 from moshi_mlx.errors import CheckpointError
 from moshi_mlx.mimi import Mimi
@@ -125,10 +125,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path):
 def test_a_run_of_another_codec_is_not_resumed(tmp_path: Path):
     config = config_in(tmp_path, steps=1)
     CodecTrainer(config).save()
-    codec = shutil.copytree(NANO / "codec", tmp_path / "other")
-    tensors = mx.load(str(codec / "model.safetensors"))
-    bias = "decoder.model.0.conv.conv.bias"
-    mx.save_safetensors(str(codec / "model.safetensors"), {**tensors, bias: tensors[bias] + 1})
+    codec = altered_codec(tmp_path / "other", "decoder.model.0.conv.conv.bias", lambda tensor: tensor + 1)
     with pytest.raises(CheckpointError, match="began with another codec"):
         CodecTrainer(dataclasses.replace(config, codec=codec)).resume()
 

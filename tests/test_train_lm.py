@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from rich.console import Console
-from train_corpus import NANO, make_corpus
+from train_corpus import NANO, altered_codec, make_corpus
 
 import moshi_mlx
 from moshi_mlx.errors import CheckpointError, ConfigError
@@ -356,10 +356,8 @@ def test_a_run_of_another_model_is_not_resumed(corpus: Path, tmp_path: Path):
 def test_a_run_with_another_codec_is_not_resumed(corpus: Path, tmp_path: Path):
     config = work_in(corpus, tmp_path)
     Trainer(config).save()
-    codec = shutil.copytree(NANO / "codec", tmp_path / "other")
-    tensors = mx.load(str(codec / "model.safetensors"))
-    book = "quantizer.rvq_first.vq.layers.0._codebook.embedding_sum"
-    mx.save_safetensors(str(codec / "model.safetensors"), {**tensors, book: tensors[book] + 1})
+    name = "quantizer.rvq_first.vq.layers.0._codebook.embedding_sum"
+    codec = altered_codec(tmp_path / "other", name, lambda tensor: tensor + 1)
     with pytest.raises(CheckpointError, match="began with another codec"):
         Trainer(dataclasses.replace(config, codec=codec)).resume()
     with pytest.raises(CheckpointError, match="no such file"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from rich.console import Console
-from train_corpus import NANO, make_corpus
+from train_corpus import NANO, altered_codec, spoken_corpus
 
 import moshi_mlx
 from moshi_mlx.errors import CheckpointError, ConfigError
@@ -23,7 +23,7 @@ from moshi_mlx.mimi.quantizer import codebook
 from moshi_mlx.text import TextTokenizer
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import ANSWERS, known_answers, read_corpus
-from moshi_mlx.train.data import prepare, recode
+from moshi_mlx.train.data import recode
 from moshi_mlx.train.listener import Listener
 from moshi_mlx.train.progress import Progress
 from moshi_mlx.train.semantic import SemanticTrainer, ctc, encode, fit_codebooks, phones_of
@@ -37,16 +37,9 @@ pytestmark = pytest.mark.skipif(
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A corpus in espeak-ng's voices, with features."""
     folder = tmp_path_factory.mktemp("spoken")
-    config = Config.load(make_corpus(folder))
-    shutil.rmtree(folder / "corpus")
-    data = dataclasses.replace(
-        config.data, voice="espeak:en-us", voices=("espeak:en-us+f3",), held_out_voices=("espeak:en-gb",),
-        renderings=1, follow_up_renderings=1, out_of_domain_renderings=1, backgrounds=1, shard=64, features=True,
-    )  # fmt: skip
+    config = spoken_corpus(folder, renderings=1, follow_up_renderings=1, out_of_domain_renderings=1)
     training = dataclasses.replace(config.semantic_training, batch=8, rate=1e-3, steps=6, own=0.0)
-    config = dataclasses.replace(config, data=data, semantic_training=training)
-    prepare(config)
-    return config
+    return dataclasses.replace(config, semantic_training=training)
 
 
 def in_folder(spoken: Config, folder: Path) -> Config:
@@ -222,18 +215,25 @@ def test_a_listener_must_know_the_codes_and_the_answers(spoken: Config, tmp_path
     config = in_folder(spoken, tmp_path)
     with pytest.raises(ConfigError, match="keep: true"):
         SemanticTrainer(config, NANO)
-    shutil.copytree(NANO / "codec", tmp_path / "other")
-    tensors = mx.load(str(tmp_path / "other" / "model.safetensors"))
     name = "quantizer.rvq_first.vq.layers.0._codebook.embedding_sum"
-    tensors[name] = tensors[name][::-1]
-    mx.save_safetensors(str(tmp_path / "other" / "model.safetensors"), tensors)
+    other = altered_codec(tmp_path / "other", name, lambda tensor: tensor[::-1])
     with pytest.raises(ConfigError, match="other codes"):
-        SemanticTrainer(dataclasses.replace(keeping(config), codec=tmp_path / "other"), NANO)
+        SemanticTrainer(dataclasses.replace(keeping(config), codec=other), NANO)
     utterances = [u for u in read_corpus(config.work / "corpus") if u.text != "Ninety one."]
     with pytest.raises(ConfigError, match=r"answer 'Ninety one\.'"):
         Listener(NANO, keeping(config), utterances)
     with pytest.raises(CheckpointError, match="nowhere"):
         SemanticTrainer(keeping(config), tmp_path / "nowhere")
+
+
+def test_a_listener_that_hears_more_than_is_taught_is_refused(spoken: Config, tmp_path: Path):
+    folder = shutil.copytree(NANO, tmp_path / "hears")
+    tensors = mx.load(str(folder / "model.safetensors"))
+    # The second of the user's codebooks, which nano doesn't hear.
+    name = "audio_embs.9.biases"
+    mx.save_safetensors(str(folder / "model.safetensors"), {**tensors, name: tensors[name] + 1})
+    with pytest.raises(ConfigError, match="hears more of the user"):
+        SemanticTrainer(keeping(in_folder(spoken, tmp_path)), folder)
 
 
 def test_a_long_run_is_compiled_and_learns_the_same(spoken: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -417,11 +417,8 @@ def test_a_corpus_of_which_some_files_lack_features_is_left_as_it_was(spoken: Co
 
 def test_features_of_a_codec_with_other_convolutions_are_refused(spoken: Config, tmp_path: Path):
     config = in_folder(spoken, tmp_path)
-    shutil.copytree(NANO / "codec", tmp_path / "other")
-    tensors = mx.load(str(NANO / "codec" / "model.safetensors"))
-    name = next(n for n in tensors if n.startswith("encoder.") and n.endswith("weight"))
-    mx.save_safetensors(str(tmp_path / "other" / "model.safetensors"), {**tensors, name: 2 * tensors[name]})
-    other = dataclasses.replace(config, codec=tmp_path / "other")
+    codec = altered_codec(tmp_path / "other", "encoder.model.0.conv.conv.weight", lambda tensor: 2 * tensor)
+    other = dataclasses.replace(config, codec=codec)
     with pytest.raises(ConfigError, match="other convolutions"):
         recode(other)
     with pytest.raises(ConfigError, match="other convolutions"):

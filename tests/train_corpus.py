@@ -1,12 +1,18 @@
 """A small corpus made without synthesizers: every word has its own codes, the same in every rendering."""
 
+import dataclasses
+import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 
 import moshi_mlx
+from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import Utterance, write_shard
+from moshi_mlx.train.data import prepare
 from moshi_mlx.train.render import ANSWER_LEAD, ANSWER_TAIL
 from moshi_mlx.train.script import Script, expand
 from moshi_mlx.train.tokenizer import train_tokenizer
@@ -90,6 +96,25 @@ def utterance(text: str, group: str, name: str, split: str, lead: int = 2, tail:
     starts = [0.08 * (lead + FRAMES_PER_WORD * i) for i in range(len(words))]
     end = 0.08 * (lead + FRAMES_PER_WORD * len(words))
     return Utterance(codes, group, name, text, "nobody", split, starts[0], end, tuple(zip(words, starts, strict=True)))
+
+
+def altered_codec(folder: Path, name: str, change: Callable[[mx.array], mx.array]) -> Path:
+    """A copy of nano's codec, in `folder`, with one tensor changed."""
+    shutil.copytree(NANO / "codec", folder)
+    tensors = mx.load(str(NANO / "codec" / "model.safetensors"))
+    mx.save_safetensors(str(folder / "model.safetensors"), {**tensors, name: change(tensors[name])})
+    return folder
+
+
+def spoken_corpus(folder: Path, **data: object) -> Config:
+    """A corpus in espeak-ng's voices, with features; returns its configuration."""
+    config = Config.load(make_corpus(folder))
+    shutil.rmtree(folder / "corpus")
+    voices = {"voice": "espeak:en-us", "voices": ("espeak:en-us+f3",), "held_out_voices": ("espeak:en-gb",)}
+    settings = dataclasses.replace(config.data, **voices, backgrounds=1, shard=64, features=True, **data)
+    config = dataclasses.replace(config, data=settings)
+    prepare(config)
+    return config
 
 
 def make_corpus(folder: Path) -> Path:

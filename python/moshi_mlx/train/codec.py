@@ -29,10 +29,11 @@ from .config import CodecConfig, Config, SemanticConfig
 from .corpus import (
     Utterance,
     check_began,
+    codec_shape,
     codec_tensors,
+    fingerprint,
     known_answers,
     same_take,
-    weights_of,
     write_answers,
     written,
 )
@@ -158,14 +159,12 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         self.name = name
         self.kind = kind
         self._updates: dict[tuple[str, ...], Update[PassT]] = {}
-        about = config.codec / "config.json"
-        if not about.exists():
-            raise CheckpointError(f"{config.codec} is no codec folder: no config.json. Name one as 'codec'.")
-        self.shape = MimiConfig.from_dict(json.loads(about.read_text(encoding="utf-8")))
-        self.began_with = weights_of(config.codec)
+        self.shape = MimiConfig.from_dict(codec_shape(config.codec))
+        tensors = codec_tensors(config.codec)
+        self.began_with = fingerprint(tensors)
         self.fixed: Tensors = {}
         self.free: Tensors = {}
-        for name, tensor in codec_tensors(config.codec).items():
+        for name, tensor in tensors.items():
             learns = tensor.ndim > 0 and _CODEBOOK not in name and self.learns(name)
             (self.free if learns else self.fixed)[name] = tensor.astype(mx.float32)
         self.processes = Processes()
@@ -317,7 +316,7 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {**self.fixed, **self.free}
         write_half(folder / "model.safetensors", {n: a for n, a in tensors.items() if not n.startswith(f"{TEACHER}.")})
-        about = json.loads((self.config.codec / "config.json").read_text(encoding="utf-8"))
+        about = codec_shape(self.config.codec)
         about["transformer"] |= {"num_layers": self.shape.num_layers, "context": self.shape.context}
         (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         write_answers(folder, self.lasting_answers())

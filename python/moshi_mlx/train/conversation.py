@@ -367,18 +367,16 @@ class _Talk:
             opening = None
             end = self._hear(self._varied(said), position)
             self.conversation.turns.append((end, intent.name, answer))
-            usual = end + rng.randint(*config.answer_gap)
             waits = rng.random() < config.late_answers and training
-            start = max(usual, end + rng.randint(*config.late_gap)) if waits else usual
+            start = end + rng.randint(*(config.late_gap if waits else config.answer_gap))
             # The frames in which Moshi misses the moment, from the mark before the first word on.
-            self.conversation.wrong[max(0, usual - 1) : max(0, start - 1)] = True
+            self.conversation.wrong[max(0, end + config.answer_gap[1] - 1) : max(0, start - 1)] = True
             self.conversation.asked[end : start + 1] = self.mixer.numbers[answer]
             given = self.mixer.slip(rng, answer)
             slipped = given != answer
             length = self.mixer.answers[given].speech_end
             self.last, self.answer = (None, None) if slipped else (intent, answer)
-            room = start < self.background.shape[1]
-            interrupting = room and length > 14 and rng.random() < config.interruptions
+            interrupting = length > 14 and rng.random() < config.interruptions and start < self.background.shape[1]
             stop, late = None, 0
             if interrupting:
                 position = start + rng.randint(5, length - 4)

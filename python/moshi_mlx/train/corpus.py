@@ -10,13 +10,16 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..config import FRAME_RATE
+from ..config_values import read_config
 from ..errors import CheckpointError, ConfigError
 from ..files import ResultFile
+from ..mimi.quantizer import codebook
 from ..mimi.weights import locate, read_weights
 
 
@@ -157,39 +160,17 @@ def alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         yield chosen
 
 
-def convolutions_of(codec: Path) -> str:
-    """A fingerprint of a codec's encoder convolutions, which features depend on; the same in half precision.
+def codec_shape(codec: Path) -> dict[str, Any]:
+    """What the `config.json` of a codec's folder says.
 
     Raises:
-        CheckpointError: no codec there, or a damaged one.
+        CheckpointError: there is none.
+        ConfigError: it is damaged.
     """
-    return _fingerprint(codec, ("encoder.",))
-
-
-def encoder_of(codec: Path) -> str:
-    """A fingerprint of all that codes depend on: a codec's encoder and codebooks; the same in half precision.
-
-    Raises:
-        CheckpointError: no codec there, or a damaged one.
-    """
-    return _fingerprint(codec, ("encoder.", "encoder_transformer.", "downsample.", "quantizer."))
-
-
-def weights_of(codec: Path) -> str:
-    """A fingerprint of all of a codec; the same in half precision.
-
-    Raises:
-        CheckpointError: no codec there, or a damaged one.
-    """
-    return _fingerprint(codec, ("",))
-
-
-def _fingerprint(codec: Path, parts: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(codec_tensors(codec).items()):
-        if name.startswith(parts):
-            digest.update(np.array(tensor.astype(mx.float16)).tobytes())
-    return digest.hexdigest()
+    path = codec / "config.json"
+    if not path.exists():
+        raise CheckpointError(f"{codec} is no codec folder: no config.json. Name one as 'codec'.")
+    return read_config(path)
 
 
 def codec_tensors(codec: Path) -> dict[str, mx.array]:
@@ -200,6 +181,36 @@ def codec_tensors(codec: Path) -> dict[str, mx.array]:
     """
     path, config = locate(codec)
     return read_weights(path, config)
+
+
+def codebooks(tensors: Mapping[str, mx.array]) -> list[np.ndarray]:
+    """A codec's codebooks, the semantic one first, float32 [bins, width] each."""
+    single = {name: tensor.astype(mx.float32) for name, tensor in tensors.items() if "._codebook." in name}
+    rest = sum(name.endswith("._codebook.embedding_sum") for name in single) - 1
+    books = [codebook(single, "rvq_first", 0), *(codebook(single, "rvq_rest", k) for k in range(rest))]
+    return [np.array(book) for book in books]
+
+
+CODES_FROM = ("encoder.", "encoder_transformer.", "downsample.", "quantizer.")
+"""How the names of a codec's tensors begin that its codes depend on."""
+
+
+def fingerprint(tensors: Mapping[str, mx.array], *parts: str) -> str:
+    """What tells a codec's tensors, or those whose names begin so, from others; the same in half precision."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        if name.startswith(parts or ("",)):
+            digest.update(np.array(tensor.astype(mx.float16)).tobytes())
+    return digest.hexdigest()
+
+
+def convolutions_of(codec: Path) -> str:
+    """A fingerprint of a codec's encoder convolutions, which features depend on.
+
+    Raises:
+        CheckpointError: no codec there, or a damaged one.
+    """
+    return fingerprint(codec_tensors(codec), "encoder.")
 
 
 def write_features(path: Path, features: Iterable[Features], convolutions: str) -> None:

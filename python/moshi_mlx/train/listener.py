@@ -26,7 +26,7 @@ from ..text import PADDING_TOKENS, TextTokenizer
 from .config import Config
 from .conversation import Answer
 from .corpus import Utterance
-from .lm import akin, unpacked
+from .lm import akin, hears, unpacked
 from .loss import Arrays, delayed
 from .script import OUT_OF_DOMAIN, Script
 
@@ -104,7 +104,7 @@ class Listener:
         self.config, self.mix = self.model.config, config.mix
         self.sharpness = config.train.sharpness
         codec = files.need("mimi")
-        if not akin(codec, config.codec, 0):
+        if not akin(codec, config.codec)[0]:
             raise ConfigError(f"The listener {folder} knows other codes than those of {config.codec}.")
         self.tokenizer = TextTokenizer(files.need("tokenizer"))
         script = Script.load(config.script)
@@ -120,13 +120,13 @@ class Listener:
         self.backgrounds = backgrounds or [self.silence[:1]]
         entries = self.config.card + 1
         first = self.config.dep_q * entries
-        further = self.model.audio_emb.weight[first + entries :].reshape(-1, entries, self.config.dim)[:, :-1]
-        if further.size and mx.any(further != 0).item():
+        tables = self.model.audio_emb.weight
+        if any(hears(tables, k, entries) for k in range(self.config.dep_q + 1, self.config.n_q)):
             raise ConfigError(
                 f"{folder} hears more of the user than the semantic codes, which are taught: name another."
             )
         # A copy: a compiled step may refer to nothing that is still to be computed.
-        self.embeddings = mx.array(self.model.audio_emb.weight[first : first + entries - 1])
+        self.embeddings = mx.array(tables[first : first + entries - 1])
         mx.eval(self.model.parameters(), self.embeddings)
 
     def answers_to(self, utterance: Utterance) -> tuple[str, ...]:

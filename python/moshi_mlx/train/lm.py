@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +21,12 @@ from ..errors import CheckpointError, ConfigError
 from ..files import ResultFile
 from ..lm import LMModel
 from ..lm.weights import build
-from ..mimi.quantizer import codebook
 from ..precision import Precision
 from ..text import TextTokenizer
 from .compiling import worth_compiling
 from .config import Config
 from .conversation import Conversation, Mixer, nearest_codes
-from .corpus import check_began, codec_tensors, encoder_of, read_corpus, written
+from .corpus import CODES_FROM, check_began, codebooks, codec_tensors, fingerprint, read_corpus, written
 from .loss import Batch, Drill, Trainee, losses, make_batch, make_drill, score, total
 from .parallel import Processes
 from .progress import Progress
@@ -70,13 +69,15 @@ class Trainer:
             raise ConfigError(
                 f"The tokenizer has {self.tokenizer.size} pieces, the model's text_card is {self.lm_config.text_card}."
             )
-        self.began_with = encoder_of(config.codec)
+        codec = codec_tensors(config.codec)
+        self.began_with, books = fingerprint(codec, *CODES_FROM), codebooks(codec)
+        self.near = nearest_codes(books[0])
         self.read()
         self.processes = Processes()
         mx.random.seed(config.train.seed)
         mixer = self.mixers["train"]
         self.model = Trainee(self.lm_config, len(mixer.vocabulary), len(mixer.numbers))
-        _small_start(self.model, self.lm_config, config.codec)
+        _small_start(self.model, self.lm_config, books)
         if init is not None:
             self._start_from(init)
         # A short run must leave most of its steps to the rest.
@@ -99,16 +100,15 @@ class Trainer:
         """Read the corpus, again if it has grown.
 
         Raises:
-            ConfigError: it is empty, or nobody asks anything in it.
+            ConfigError: it is empty, nobody asks anything in it, or it lacks codebooks or answers that are wanted.
         """
         config = self.config
         utterances = read_corpus(config.work / "corpus")
         if not utterances:
             raise ConfigError(f"{config.work}/corpus is empty: run `python -m moshi_mlx.train.data` first.")
         self.shards = len(list((config.work / "corpus").glob("*.npz")))
-        near = nearest_codes(_codebook(config.codec, 0))
         self.mixers = {
-            split: Mixer(self.script, utterances, self.tokenizer, config.mix, split, near, self.lm_config.dep_q)
+            split: Mixer(self.script, utterances, self.tokenizer, config.mix, split, self.near, self.lm_config.dep_q)
             for split in ("train", "known", "held_out")
         }
         if not self.mixers["train"].asks:
@@ -149,8 +149,8 @@ class Trainer:
                 # Exported sharper than it was trained.
                 weights[name] = weights[name] / self.config.train.sharpness
         if files.mimi is not None and files.mimi.is_dir():
-            for k in range(self.lm_config.dep_q):
-                if not akin(files.mimi, self.config.codec, k):
+            for k, same in enumerate(akin(files.mimi, self.config.codec)[: ours.dep_q]):
+                if not same:
                     self._forget(weights, k)
         self.model.lm.load_weights(list(weights.items()))
 
@@ -161,9 +161,7 @@ class Trainer:
         kept = []
         for k in range(self.lm_config.n_q):
             rows = slice(k * entries, (k + 1) * entries)
-            # What training never showed is exported silent, but for the entry that stands before a stream's start.
-            known = len(tables) >= rows.stop and bool(mx.any(tables[rows][:-1] != 0).item())
-            kept.append((tables if known else fresh)[rows])
+            kept.append((tables if hears(tables, k, entries) else fresh)[rows])
         return mx.concatenate(kept)
 
     def _forget(self, weights: dict[str, mx.array], k: int) -> None:
@@ -391,7 +389,7 @@ def _number(array: mx.array) -> float:
     return float(np.array(array))
 
 
-def _small_start(model: Trainee, config: LMConfig, codec: Path) -> None:
+def _small_start(model: Trainee, config: LMConfig, books: Sequence[np.ndarray]) -> None:
     """Small embeddings and residual outputs, and codes that sound alike embedded alike.
 
     Audio embeddings start as a random projection of the codec's own codebooks: what is learned of one code then holds
@@ -401,7 +399,7 @@ def _small_start(model: Trainee, config: LMConfig, codec: Path) -> None:
     weights = []
     for name, value in _flat(model.parameters()):
         if name == "lm.audio_emb.weight":
-            weights.append((name, mx.array(_audio_embeddings(config, codec, draws))))
+            weights.append((name, mx.array(_audio_embeddings(config, books, draws))))
         elif name.endswith("emb.weight"):
             weights.append((name, mx.array(draws.normal(0, 0.05, value.shape).astype(np.float32))))
         elif name.endswith(("out_proj.weight", "gating.linear_out.weight")):
@@ -409,33 +407,34 @@ def _small_start(model: Trainee, config: LMConfig, codec: Path) -> None:
     model.load_weights(weights, strict=False)
 
 
-def akin(codec: Path, other: Path, k: int) -> bool:
-    """Whether most of codebook k's codes stand for what they do in another codec, as where it was taught further."""
-    ours, theirs = _codebook(codec, k), _codebook(other, k)
-    if len(ours) != len(theirs):
-        return False
-    # One that was given more dimensions for further codebooks has zeros there.
-    width = max(ours.shape[1], theirs.shape[1])
-    ours, theirs = (np.pad(book, ((0, 0), (0, width - book.shape[1]))) for book in (ours, theirs))
-    distances = (theirs**2).sum(axis=1) - 2 * ours @ theirs.T
-    return bool(np.mean(distances.argmin(axis=1) == np.arange(len(ours))) > 0.5)
+def hears(tables: mx.array, k: int, entries: int) -> bool:
+    """Whether a model knows what stands in table k of its audio embeddings, of that many entries each.
+
+    What training never showed is exported silent, but for the entry that stands before a stream's start.
+    """
+    return bool(mx.any(tables[k * entries : (k + 1) * entries - 1] != 0).item())
 
 
-def _codebook(codec: Path, k: int) -> np.ndarray:
-    """Entries of a codec's codebook, float32 [bins, width]."""
-    tensors = codec_tensors(codec)
-    single = {name: tensor.astype(mx.float32) for name, tensor in tensors.items() if "._codebook." in name}
-    return np.array(codebook(single, "rvq_rest", k - 1) if k else codebook(single, "rvq_first", 0))
+def akin(codec: Path, other: Path) -> list[bool]:
+    """Of each codebook, whether most of its codes stand for what they do in another codec, as where that was taught."""
+    found = []
+    for ours, theirs in zip(*(codebooks(codec_tensors(one)) for one in (codec, other)), strict=False):
+        # One that was given more dimensions for further codebooks has zeros there.
+        width = max(ours.shape[1], theirs.shape[1])
+        ours, theirs = (np.pad(book, ((0, 0), (0, width - book.shape[1]))) for book in (ours, theirs))
+        nearest = ((theirs**2).sum(axis=1) - 2 * ours @ theirs.T).argmin(axis=1)
+        found.append(len(ours) == len(theirs) and bool(np.mean(nearest == np.arange(len(ours))) > 0.5))
+    return found
 
 
-def _audio_embeddings(config: LMConfig, codec: Path, draws: np.random.Generator) -> np.ndarray:
+def _audio_embeddings(config: LMConfig, books: Sequence[np.ndarray], draws: np.random.Generator) -> np.ndarray:
     tables = []
     # What the user's acoustic codes stand for adds up in the codec: so do their embeddings.
-    width = _codebook(codec, 0).shape[1]
+    width = books[0].shape[1]
     together, unit = draws.normal(0, width**-0.5, (width, config.dim)), 0.0
     for stream, count in ((0, config.dep_q), (config.dep_q, config.user_q)):
         for k in range(count):
-            book = _codebook(codec, k)
+            book = books[k]
             if stream and k:
                 unit = unit or float(book.std())
                 projected = (book / unit)[: config.card] @ together

@@ -223,7 +223,7 @@ def fit_codebooks(
     for before in books:
         book = before.astype(np.float32)
         for turn in range(_ROUNDS):
-            codes = _nearest(rest, book)
+            codes = nearest(rest, book)
             counts = np.bincount(codes, weights, minlength=len(book))
             sums = np.zeros_like(book)
             np.add.at(sums, codes, rest * weights[:, None].astype(np.float32))
@@ -231,12 +231,13 @@ def fit_codebooks(
             book[used] = sums[used] / counts[used, None].astype(np.float32)
             if turn < _ROUNDS // 2:
                 book[~used] = rest[draws.choice(len(rest), int((~used).sum()), p=weights / weights.sum())]
-        rest = rest - book[_nearest(rest, book)]
+        rest = rest - book[nearest(rest, book)]
         fitted.append(book)
     return fitted
 
 
-def _nearest(latents: np.ndarray, book: np.ndarray) -> np.ndarray:
+def nearest(latents: np.ndarray, book: np.ndarray) -> np.ndarray:
+    """Numbers of the codewords [bins, width] that are nearest to each of `latents` [N, width], int [N]."""
     return np.asarray((latents @ book.T - 0.5 * (book**2).sum(axis=1)).argmax(axis=1))
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..config import MimiConfig
 from ..errors import ConfigError
 from ..files import ResultFile, storage_errors
-from ..mimi.quantizer import codebook
 from .config import Config
 from .corpus import (
+    codebooks,
+    codec_shape,
     codec_tensors,
     convolutions_of,
     known_answers,
@@ -28,9 +28,7 @@ from .corpus import (
     write_answers,
 )
 from .export import write_half
-
-_PASSES = 8
-"""Of k-means over the latents, per codebook."""
+from .semantic import fit_codebooks, nearest
 
 _REST = "quantizer.rvq_rest"
 
@@ -50,38 +48,35 @@ def widen(config: Config, out: Path) -> list[float]:
         ConfigError: no corpus, one without features, or with those of another codec.
         StorageError: disk full, no permission.
     """
-    about = json.loads((config.codec / "config.json").read_text(encoding="utf-8"))
-    shape, tensors = MimiConfig.from_dict(about), codec_tensors(config.codec)
-    wanted = config.hearing
+    about, tensors = codec_shape(config.codec), codec_tensors(config.codec)
+    (first, *known), wanted = codebooks(tensors), config.hearing
     draws = np.random.default_rng(config.train.seed)
     latents, codes = _latents(config, draws)
     project = np.array(tensors[f"{_REST}.input_proj.weight"].astype(mx.float32))[:, :, 0]
-    single = {name: t.astype(mx.float32) for name, t in tensors.items() if "._codebook." in name}
     semantic = np.array(tensors["quantizer.rvq_first.input_proj.weight"].astype(mx.float32))[:, :, 0]
-    told = nearest(latents @ semantic.T, np.array(codebook(single, "rvq_first", 0)))
-    if np.mean(told == codes) < 0.9:
+    if np.mean(nearest(latents @ semantic.T, first) == codes) < 0.9:
         raise ConfigError(
             f"{config.work}/features are of another codec: run `python -m moshi_mlx.train.data --recode` with this one."
         )
     seen = latents @ project.T
     residual = seen
-    for i in range(shape.n_q - 1):
-        book = np.array(codebook(single, "rvq_rest", i))
+    for book in known:
         residual = residual - book[nearest(residual, book)]
     # What of a latent can't be told from what the codebooks see of it, and the directions in which most of that lies.
     predict = np.linalg.lstsq(np.c_[seen, np.ones(len(seen), np.float32)], latents, rcond=None)[0][:-1].T
-    unseen = np.eye(shape.dimension, dtype=np.float32) - predict @ project
+    unseen = np.eye(latents.shape[1], dtype=np.float32) - predict @ project
     lost = latents @ unseen.T
     _, directions = np.linalg.eigh(np.cov((lost - lost.mean(axis=0)).T))
     added = np.asarray(directions[:, ::-1][:, : wanted.width].T @ unseen, np.float32)
     left = np.c_[residual, latents @ added.T]
     whole, books, shares = float(left.var(axis=0).sum()), [], []
     for _ in range(wanted.codebooks):
-        book = k_means(left, shape.bins, draws)
+        start = left[draws.choice(len(left), len(first), replace=len(left) < len(first))]
+        (book,) = fit_codebooks(left, np.ones(len(left)), [start], draws)
         left = left - book[nearest(left, book)]
         books.append(book)
         shares.append(float(left.var(axis=0).sum()) / whole)
-    _write(config, out, _widened(tensors, added, books, shape.n_q - 1), about)
+    _write(config, out, _widened(tensors, added, books, len(known)), about)
     return shares
 
 
@@ -98,24 +93,6 @@ def _latents(config: Config, draws: np.random.Generator) -> tuple[np.ndarray, np
         raise ConfigError(f"{config.work}/corpus holds {len(frames)} frames of users' speech: render more of it.")
     some = draws.choice(len(frames), min(len(frames), config.hearing.frames), replace=False)
     return frames[some], np.concatenate(codes)[some]
-
-
-def nearest(x: np.ndarray, book: np.ndarray) -> np.ndarray:
-    """Numbers of the codewords [bins, width] that are nearest to each of `x` [n, width], int [n]."""
-    half = 0.5 * (book**2).sum(axis=1)
-    return np.concatenate([(x[a : a + 4096] @ book.T - half).argmax(axis=1) for a in range(0, len(x), 4096)])
-
-
-def k_means(x: np.ndarray, bins: int, draws: np.random.Generator) -> np.ndarray:
-    """Codewords [bins, width] for `x` [n, width]; one that is nearest to nothing starts anew somewhere."""
-    book = x[draws.choice(len(x), bins, replace=len(x) < bins)]
-    for _ in range(_PASSES):
-        chosen = nearest(x, book)
-        total = np.zeros_like(book)
-        np.add.at(total, chosen, x)
-        used = np.bincount(chosen, minlength=bins)
-        book = np.where(used[:, None] > 0, total / np.maximum(used, 1)[:, None], x[draws.integers(0, len(x), bins)])
-    return np.asarray(book, np.float32)
 
 
 def _widened(
