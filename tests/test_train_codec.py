@@ -40,11 +40,12 @@ def quietly(trainer: CodecTrainer) -> None:
 def test_the_pass_is_that_of_encoding_and_decoding(tmp_path: Path):
     trainer = CodecTrainer(config_in(tmp_path))
     pcm = mx.array(trainer.batch(0).pcm)
-    coded = pass_through({**trainer.fixed, **trainer.free}, trainer.shape, pcm)
+    coded = pass_through({**trainer.fixed, **trainer.free}, trainer.shape, pcm, 8)
     mimi = Mimi.load(NANO / "codec")
     codes = mimi.encode(pcm[:, None])
     found = np.stack([np.array(c).reshape(2, -1) for c in coded.codes], axis=1)
-    assert np.mean(found == np.array(codes)) > 0.99
+    # Further codebooks, for what users say, aren't decoded.
+    assert np.mean(found[:, :8] == np.array(codes)) > 0.99
     expected = np.array(mimi.decode(codes))[:, 0]
     assert np.abs(np.array(coded.pcm) - expected).max() < 1e-3
 

@@ -132,6 +132,22 @@ def test_only_the_semantic_codebook_of_the_user_is_heard(parts: tuple[Script, li
         assert (talk.user[1:] == -1).all()
 
 
+def test_in_training_some_of_the_users_frames_and_codebooks_are_not_heard(
+    parts: tuple[Script, list[Utterance], TextTokenizer],
+):
+    every, mix = replace(PLAIN, user_codebooks=4), replace(PLAIN, user_codebooks=4, masked=0.1, fewer_codebooks=0.5)
+    whole, missed = (np.stack([talk.user for talk in conversations(parts, one)]) for one in (every, mix))
+    assert (whole[:, :4] >= 0).all() and (missed[:, 4:] == -1).all()
+    masked = missed[:, 0] == -1
+    assert 0.08 < masked.mean() < 0.12 and (missed[:, :4].swapaxes(1, 2)[masked] == -1).all()
+    heard = missed[:, :4].swapaxes(1, 2)[~masked]
+    assert ((heard == whole[:, :4].swapaxes(1, 2)[~masked]) | (heard == -1)).all(), "what is heard stays as it is"
+    books = [int((talk[:4, ~gone] >= 0).all(axis=1).sum()) for talk, gone in zip(missed, masked, strict=True)]
+    assert 5 < books.count(4) < 25 and {1, 2, 3} < set(books)
+    measured = Mixer(*parts, mix, "known").draw(random.Random(1))
+    assert (measured.user[:4] >= 0).all()
+
+
 def test_an_interruption_silences_moshi_within_four_frames(parts: tuple[Script, list[Utterance], TextTokenizer]):
     mixer = Mixer(*parts, replace(PLAIN, interruptions=1.0))
     seen = marked = 0

@@ -12,6 +12,7 @@ from train_corpus import NANO, altered_codec, spoken_corpus
 import moshi_mlx
 from moshi_mlx.errors import CheckpointError, ConfigError
 from moshi_mlx.mimi import Mimi
+from moshi_mlx.mimi.weights import locate
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import known_answers, read_corpus
 from moshi_mlx.train.data import recode
@@ -37,16 +38,17 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def test_existing_codes_stay_and_further_ones_tell_more(spoken: Config, tmp_path: Path) -> None:
     shares = widen(spoken, tmp_path / "wide")
     assert len(shares) == 2 and shares[1] < shares[0] < 0.9, shares
-    before, after = Mimi.load(spoken.codec), Mimi.load(tmp_path / "wide", num_codebooks=10)
+    have = locate(spoken.codec)[1].n_q
+    before, after = Mimi.load(spoken.codec, num_codebooks=have), Mimi.load(tmp_path / "wide", num_codebooks=have + 2)
     pcm = np.random.default_rng(0).normal(0, 0.1, (1, 1, 24000)).astype(np.float32)
     old, new = np.array(before.encode(pcm)), np.array(after.encode(pcm))
-    assert new.shape[1] == 10
+    assert new.shape[1] == have + 2
     # Half precision moves a code now and then.
-    assert np.mean(old == new[:, :8]) > 0.98
+    assert np.mean(old == new[:, :have]) > 0.98
     assert mx.allclose(before.decode(old), after.decode(old), atol=2e-3)
-    assert len(np.unique(new[:, 8])) > 3
+    assert len(np.unique(new[:, have])) > 3
     assert set(known_answers(tmp_path / "wide")) == set(known_answers(spoken.codec))
-    assert akin(spoken.codec, tmp_path / "wide") == 8 * [True]
+    assert akin(spoken.codec, tmp_path / "wide") == have * [True]
 
 
 def test_a_corpus_and_a_model_go_on_with_the_wider_codec(spoken: Config, tmp_path: Path) -> None:
@@ -77,6 +79,17 @@ def test_a_corpus_and_a_model_go_on_with_the_wider_codec(spoken: Config, tmp_pat
     export(new, tmp_path / "new")
     session = moshi_mlx.load(tmp_path / "new").session(seed=0)
     assert session.step(np.zeros(1920, np.float32)).pcm.shape == (1920,)
+    # What was learned of a codebook that is another now is forgotten, also of one that only the user has.
+    tensors, book = mx.load(str(wide.codec / "model.safetensors")), "quantizer.rvq_rest.vq.layers.8._codebook"
+    tensors |= {f"{book}.{part}": tensors[f"{book}.{part}"][::-1] for part in ("embedding_sum", "cluster_usage")}
+    shutil.copytree(wide.codec, tmp_path / "other")
+    mx.save_safetensors(str(tmp_path / "other" / "model.safetensors"), tensors)
+    again = Trainer(dataclasses.replace(wide, codec=tmp_path / "other"), init=tmp_path / "new")
+    ours, theirs = (
+        trainer.model.lm.audio_emb.weight.reshape(n_q, -1, ours.shape[1])
+        for trainer in (again, Trainer(wide, init=tmp_path / "new"))
+    )
+    assert [bool(mx.array_equal(a, b)) for a, b in zip(ours, theirs, strict=True)] == 17 * [True] + [False]
 
 
 def test_features_of_another_codec_are_refused_with_what_to_do(spoken: Config, tmp_path: Path) -> None:

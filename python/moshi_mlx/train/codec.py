@@ -80,8 +80,11 @@ class Coded:
     codes: list[mx.array]
 
 
-def pass_through(tensors: Tensors, config: MimiConfig, pcm: mx.array) -> Coded:
-    """Encode and decode `pcm` [B, T], differentiable by the straight-through estimate of the quantizer's gradient."""
+def pass_through(tensors: Tensors, config: MimiConfig, pcm: mx.array, spoken: int) -> Coded:
+    """Encode and decode `pcm` [B, T], differentiable by the straight-through estimate of the quantizer's gradient.
+
+    All codebooks encode, the first `spoken` of them are decoded.
+    """
     mimi = Mimi(tensors, config, config.n_q)
     B, T = pcm.shape
     frames = T // FRAME_SIZE
@@ -103,7 +106,7 @@ def pass_through(tensors: Tensors, config: MimiConfig, pcm: mx.array) -> Coded:
         words.append(mx.stop_gradient(quantizer.rows[k][code]))
         latents.append(residual.reshape(-1, width))
         codes.append(code.reshape(-1))
-    acoustic = sum(words[1:], mx.zeros_like(words[0]))
+    acoustic = sum(words[1:spoken], mx.zeros_like(words[0]))
     commitment = (semantic - words[0]).square().mean() + (rest - acoustic).square().mean()
     quantized = mx.concatenate([words[0], acoustic], axis=-1)
     quantized = projected + mx.stop_gradient(quantized - projected)
@@ -406,7 +409,7 @@ class CodecTrainer(CodecRun[Crops, tuple[list[mx.array], list[mx.array]]]):
             sound = decoded(mimi, words_of(mimi, mx.stop_gradient(codes)))
             coded = Coded(sound, mx.zeros(()), [], [])
         else:
-            coded = pass_through(tensors, self.shape, pcm)
+            coded = pass_through(tensors, self.shape, pcm, self.codebooks)
         parts = {"mel": mel_distance(coded.pcm, pcm), "wave": mx.abs(coded.pcm - pcm).mean()}
         if self.parts == "all":
             parts["commitment"] = coded.commitment

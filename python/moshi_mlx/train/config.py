@@ -91,6 +91,10 @@ class MixConfig:
         wrong_codes: share of the user's codes replaced by random ones.
         near_codes: share of the user's semantic codes replaced by one of their four neighbours in the codebook, as
             another voice would have had it.
+        masked: share of the user's frames that the model doesn't hear in training, one or two at a time: it learns to
+            make out words from what is around.
+        fewer_codebooks: share of the conversations in which it hears only the first few of the user's codebooks in
+            training: it learns not to rely on the finest ones.
         pauses: share of what users say that gets a pause between two words, beside what was rendered with one.
         stretch: range of rates at which the user's renderings are replayed, frames dropped or doubled.
         user_codebooks: codebooks of the user that the model hears; the rest is -1.
@@ -113,6 +117,8 @@ class MixConfig:
     echoes: float = 0.15
     wrong_codes: float = 0.06
     near_codes: float = 0.0
+    masked: float = 0.0
+    fewer_codebooks: float = 0.0
     pauses: float = 0.0
     stretch: tuple[float, float] = (1.0, 1.0)
     user_codebooks: int = 1

@@ -255,7 +255,20 @@ class Mixer:
         swap = wrong.random((K, frames)) < self.config.wrong_codes
         example.user[swap] = wrong.integers(0, 1 + int(self.answers_max()), int(swap.sum()))
         example.user[self.config.user_codebooks :] = ZERO_TOKEN
+        if self.split == "train":
+            self._miss(example.user[: self.config.user_codebooks], wrong)
         return example
+
+    def _miss(self, user: np.ndarray, draws: np.random.Generator) -> None:
+        """Take from the user's codes [L, T] what the model is not to hear this time."""
+        config = self.config
+        if len(user) > 1 and config.fewer_codebooks and draws.random() < config.fewer_codebooks:
+            user[int(draws.integers(1, len(user))) :] = ZERO_TOKEN
+        if config.masked:
+            # Every other stretch is of two frames.
+            first = draws.random(user.shape[1]) < config.masked / 1.5
+            second = np.roll(first & (draws.random(user.shape[1]) < 0.5), 1)
+            user[:, first | second] = ZERO_TOKEN
 
     def answers_max(self) -> int:
         """The highest code that occurs in Moshi's answers."""

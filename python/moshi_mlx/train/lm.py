@@ -149,7 +149,7 @@ class Trainer:
                 # Exported sharper than it was trained.
                 weights[name] = weights[name] / self.config.train.sharpness
         if files.mimi is not None and files.mimi.is_dir():
-            for k, same in enumerate(akin(files.mimi, self.config.codec)[: ours.dep_q]):
+            for k, same in enumerate(akin(files.mimi, self.config.codec)[: max(ours.dep_q, ours.user_q)]):
                 if not same:
                     self._forget(weights, k)
         self.model.lm.load_weights(list(weights.items()))
@@ -167,8 +167,10 @@ class Trainer:
     def _forget(self, weights: dict[str, mx.array], k: int) -> None:
         """Start anew with a codebook whose codes are others now: what the model knew of them would mislead it."""
         fresh = dict(_flat(self.model.lm.parameters()))
-        entries = self.lm_config.card + 1
-        for table in (k, self.lm_config.dep_q + k):
+        config = self.lm_config
+        entries = config.card + 1
+        spoken, heard = range(config.dep_q), range(config.dep_q, config.n_q)
+        for table in (*spoken[k : k + 1], *heard[k : k + 1]):
             rows = slice(table * entries, (table + 1) * entries)
             weights["audio_emb.weight"][rows] = fresh["audio_emb.weight"][rows]
         for name in (f"depformer.slices.{k}.linear_out.weight", f"depformer.slices.{k + 1}.emb.weight"):
