@@ -22,7 +22,7 @@ from moshi_mlx.mimi import Mimi
 from moshi_mlx.mimi.quantizer import codebook
 from moshi_mlx.text import TextTokenizer
 from moshi_mlx.train.config import Config
-from moshi_mlx.train.corpus import ANSWERS, known_answers, read_corpus
+from moshi_mlx.train.corpus import ANSWERS, PERTURBED, known_answers, read_corpus, read_shard
 from moshi_mlx.train.data import recode
 from moshi_mlx.train.listener import Listener
 from moshi_mlx.train.progress import Progress
@@ -349,6 +349,25 @@ def test_recoding_with_the_same_codec_leaves_answers_and_hears_users_amid_a_stre
             assert np.mean(old.codes == new.codes) > 0.9
     asked = [np.mean(a.codes == b.codes) for a, b in zip(before, after, strict=True) if a.group == "intents"]
     assert min(asked) < 0.9, "what was heard before changes what is heard"
+
+
+def test_recoding_often_gives_further_versions_of_what_users_say(spoken: Config, tmp_path: Path):
+    config = in_folder(spoken, tmp_path)
+    often = dataclasses.replace(config, data=dataclasses.replace(config.data, recodings=3))
+    recode(often)
+    folder = config.work / "corpus"
+    plain, same = 0, []
+    for path in sorted(folder.glob("*.npz")):
+        said = [u for u in read_shard(path) if u.split == "train" and u.text and u.group not in ("answers", "echoes")]
+        plain += len(list(read_shard(path)))
+        for version in (1, 2) if said else ():
+            further = list(read_shard(folder / PERTURBED / f"{path.stem}-{version}.npz"))
+            assert [(u.text, u.voice, u.words) for u in further] == [(u.text, u.voice, u.words) for u in said]
+            same += [np.mean(v.codes[0] == u.codes[0]) for u, v in zip(said, further, strict=True)]
+    assert len(read_corpus(folder)) == plain + len(same) > plain
+    assert 0.3 < np.mean(same) < 0.98, "disturbed, and still what was said"
+    recode(config)
+    assert len(read_corpus(folder)) == plain, "versions of other codes are not left behind"
 
 
 def test_recoding_keeps_what_the_quantizer_now_gets(spoken: Config, tmp_path: Path):

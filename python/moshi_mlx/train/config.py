@@ -25,6 +25,9 @@ class DataConfig:
         follow_up_renderings: of each wording line of a follow-up, and of each backchannel.
         out_of_domain_renderings: of each wording line of the out-of-domain questions.
         rates: how fast Moshi gives an answer, by its text, where not at 1: slower what would be misheard.
+        recodings: how often what users say in training is encoded where a corpus is recoded: as it is, then with what
+            the convolutions made of it perturbed, as other voices and microphones would. A tenth of rendering's cost.
+        perturbed: how much, as a share of each channel's spread for noise and of 1 for its gain, at most.
         versions: of what an engine has said, by engine: how often it is disturbed, each time in another way; 1 where
             none is said. For engines that take their time.
         openers: share of the questions' renderings with one of the script's openers before, and the share with one of
@@ -50,6 +53,8 @@ class DataConfig:
     out_of_domain_renderings: int = 24
     rates: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
+    recodings: int = 1
+    perturbed: float = 0.2
     openers: float = 0.12
     pauses: float = 0.12
     noisy: float = 0.35

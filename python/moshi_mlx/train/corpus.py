@@ -91,7 +91,16 @@ def read_shard(path: Path) -> Iterator[Utterance]:
 
 def read_corpus(folder: Path) -> list[Utterance]:
     """All utterances written so far."""
-    return [u for path in sorted(folder.glob("*.npz")) for u in read_shard(path)]
+    return [u for path in shards(folder) for u in read_shard(path)]
+
+
+def shards(folder: Path) -> list[Path]:
+    """The files of a corpus that there are so far, those with perturbed versions among them."""
+    return [*sorted(folder.glob("*.npz")), *sorted((folder / PERTURBED).glob("*.npz"))]
+
+
+PERTURBED = "perturbed"
+"""Folder beside a corpus' files, with such that hold further versions of what users say."""
 
 
 ANSWERS = "answers.npz"

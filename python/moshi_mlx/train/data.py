@@ -29,6 +29,8 @@ from ..mimi import Mimi
 from ..mimi.weights import locate
 from .config import Config
 from .corpus import (
+    PERTURBED,
+    Utterance,
     alike,
     convolutions_of,
     known_answers,
@@ -41,9 +43,12 @@ from .corpus import (
     write_shard,
 )
 from .render import Encode, Encoded, Job, Sound, encode, perform, plan
-from .script import Script
+from .script import OUT_OF_DOMAIN, Script
 from .tokenizer import train_tokenizer
 from .word_times import align_answers
+
+_SAID = ("intents", "follow_ups", OUT_OF_DOMAIN, "backchannels")
+"""Groups of utterances that users are trained on with."""
 
 _TOGETHER = 2400
 """Steps of utterances that are encoded anew together."""
@@ -108,6 +113,7 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
             for i, u in enumerate(utterances)
             if u.group == "answers"
         }
+        _perturb(path, utterances, streams, mimi, config, draws)
         for i, codes, latents in _encoded(mimi, streams):
             frames = utterances[i].codes.shape[1]
             utterances[i] = replace(utterances[i], codes=codes[:, -frames:])
@@ -119,6 +125,33 @@ def recode(config: Config, progress: Progress | None = None) -> Path:
         if progress and task is not None:
             progress.advance(task)
     return config.work / "corpus"
+
+
+def _perturb(
+    path: Path,
+    utterances: Sequence[Utterance],
+    streams: Mapping[int, np.ndarray],
+    mimi: Mimi,
+    config: Config,
+    draws: np.random.Generator,
+) -> None:
+    """Write the further versions of a shard's utterances beside it, in place of those that were there."""
+    beside = path.parent / PERTURBED
+    for old in beside.glob(f"{path.stem}-*.npz"):
+        old.unlink()
+    said = {i: x for i, x in streams.items() if utterances[i].split == "train" and utterances[i].group in _SAID}
+    if config.data.recodings < 2 or not said:
+        return
+    beside.mkdir(exist_ok=True)
+    spread = np.concatenate(list(said.values())).astype(np.float32).std(axis=0)
+    for version in range(1, config.data.recodings):
+        changed = {}
+        for i, x in said.items():
+            most = draws.uniform(0, config.data.perturbed)
+            gains = np.exp(draws.normal(0, most, x.shape[1]))
+            changed[i] = x * gains + draws.normal(0, most, x.shape) * spread
+        codes = {i: found[:, -utterances[i].codes.shape[1] :] for i, found, _ in _encoded(mimi, changed)}
+        write_shard(beside / f"{path.stem}-{version}.npz", [replace(utterances[i], codes=codes[i]) for i in said])
 
 
 def _encoded(mimi: Mimi, streams: Mapping[int, np.ndarray]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

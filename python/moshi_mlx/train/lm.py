@@ -26,7 +26,7 @@ from ..text import TextTokenizer
 from .compiling import worth_compiling
 from .config import Config
 from .conversation import Conversation, Mixer, nearest_codes
-from .corpus import CODES_FROM, check_began, codebooks, codec_tensors, fingerprint, read_corpus, written
+from .corpus import CODES_FROM, check_began, codebooks, codec_tensors, fingerprint, read_corpus, shards, written
 from .loss import Batch, Drill, Trainee, losses, make_batch, make_drill, score, total
 from .parallel import Processes
 from .progress import Progress
@@ -106,7 +106,7 @@ class Trainer:
         utterances = read_corpus(config.work / "corpus")
         if not utterances:
             raise ConfigError(f"{config.work}/corpus is empty: run `python -m moshi_mlx.train.data` first.")
-        self.shards = len(list((config.work / "corpus").glob("*.npz")))
+        self.shards = len(shards(config.work / "corpus"))
         self.mixers = {
             split: Mixer(self.script, utterances, self.tokenizer, config.mix, split, self.near, self.lm_config.dep_q)
             for split in ("train", "known", "held_out")
@@ -272,7 +272,7 @@ class Trainer:
                     self.save()
 
     def _grown(self) -> bool:
-        return len(list((self.config.work / "corpus").glob("*.npz"))) != self.shards
+        return len(shards(self.config.work / "corpus")) != self.shards
 
     def _average(self) -> None:
         # Early on the weights move fast: the average then reaches back less far.
