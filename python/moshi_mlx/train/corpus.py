@@ -59,6 +59,11 @@ class Utterance:
         """The frame after the one in which speech ends."""
         return min(math.ceil(self.end * FRAME_RATE - 1e-6), int(self.codes.shape[1]))
 
+    @property
+    def teaches_hearing(self) -> bool:
+        """Whether a user says it, to be trained on."""
+        return self.split == "train" and self.group not in ("answers", "backgrounds", "echoes")
+
 
 def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
     """Write utterances to one file.
@@ -89,6 +94,10 @@ def read_shard(path: Path) -> Iterator[Utterance]:
         yield Utterance(codes=codes[:, end - length : end], **entry)
 
 
+PERTURBED = "perturbed"
+"""In a corpus' folder, one of such files that hold further versions of what users say."""
+
+
 def read_corpus(folder: Path) -> list[Utterance]:
     """All utterances written so far."""
     return [u for path in shards(folder) for u in read_shard(path)]
@@ -97,10 +106,6 @@ def read_corpus(folder: Path) -> list[Utterance]:
 def shards(folder: Path) -> list[Path]:
     """The files of a corpus that there are so far, those with perturbed versions among them."""
     return [*sorted(folder.glob("*.npz")), *sorted((folder / PERTURBED).glob("*.npz"))]
-
-
-PERTURBED = "perturbed"
-"""Folder beside a corpus' files, with such that hold further versions of what users say."""
 
 
 ANSWERS = "answers.npz"

@@ -25,6 +25,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ..config import MimiConfig
 from ..errors import MoshiError
+from ..files import storage_errors
 from ..mimi import Mimi
 from ..mimi.weights import locate
 from .config import Config
@@ -43,12 +44,9 @@ from .corpus import (
     write_shard,
 )
 from .render import Encode, Encoded, Job, Sound, encode, perform, plan
-from .script import OUT_OF_DOMAIN, Script
+from .script import Script
 from .tokenizer import train_tokenizer
 from .word_times import align_answers
-
-_SAID = ("intents", "follow_ups", OUT_OF_DOMAIN, "backchannels")
-"""Groups of utterances that users are trained on with."""
 
 _TOGETHER = 2400
 """Steps of utterances that are encoded anew together."""
@@ -137,12 +135,13 @@ def _perturb(
 ) -> None:
     """Write the further versions of a shard's utterances beside it, in place of those that were there."""
     beside = path.parent / PERTURBED
-    for old in beside.glob(f"{path.stem}-*.npz"):
-        old.unlink()
-    said = {i: x for i, x in streams.items() if utterances[i].split == "train" and utterances[i].group in _SAID}
-    if config.data.recodings < 2 or not said:
-        return
-    beside.mkdir(exist_ok=True)
+    said = {i: x for i, x in streams.items() if utterances[i].teaches_hearing}
+    with storage_errors(str(beside)):
+        for old in beside.glob(f"{path.stem}-*.npz"):
+            old.unlink()
+        if config.data.recodings < 2 or not said:
+            return
+        beside.mkdir(exist_ok=True)
     spread = np.concatenate(list(said.values())).astype(np.float32).std(axis=0)
     for version in range(1, config.data.recodings):
         changed = {}

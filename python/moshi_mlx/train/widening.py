@@ -85,7 +85,7 @@ def _latents(config: Config, draws: np.random.Generator) -> tuple[np.ndarray, np
     convolutions, found, codes = convolutions_of(config.codec), [], []
     for path, beside in shards_with_features(config.work):
         for u, (_, latents) in zip(read_shard(path), read_features(beside, convolutions), strict=True):
-            if u.split == "train" and u.group not in ("answers", "backgrounds", "echoes"):
+            if u.teaches_hearing:
                 found.append(latents[u.first_frame : u.end_frame])
                 codes.append(u.codes[0, u.first_frame : u.end_frame])
     frames = np.concatenate(found).astype(np.float32) if found else np.zeros((0, 1), np.float32)
