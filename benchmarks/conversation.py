@@ -177,13 +177,18 @@ class Bench:
         self.add("follow-ups", results, 85)
 
     def pauses(self) -> None:
-        """Questions with a pause inside: does Moshi wait for the end?"""
-        asked = [text for _, text in self.questions() if len(text.split()) >= 5]
+        """Questions with a pause inside, every other one after a turn without: does Moshi wait for the end?"""
+        questions = [text for _, text in self.questions()]
+        asked = [text for text in questions if len(text.split()) >= 5]
         results = []
-        for text in asked[: min(40, self.sample or 40)]:
-            reply = self.talk().ask(self.say(text, pause=True))
+        for n, text in enumerate(asked[: min(40, self.sample or 40)]):
+            talk = self.talk()
+            if n % 2:
+                talk.ask(self.say(questions[n]))
+            reply = talk.ask(self.say(text, pause=True))
             results.append(reply.early)
-            self.log.append({"line": "pauses", "asked": text, "reply": reply.text, "early": reply.early})
+            said = {"asked": text, "reply": reply.text, "early": reply.early}
+            self.log.append({"line": "pauses", "turn": 1 + n % 2, **said})
         self.add("talks over a pause", results, 5, at_least=False)
 
     def silence(self, seconds: float = 60.0) -> None:
@@ -234,7 +239,8 @@ class Bench:
             stops.append(not talk.record.loud()[first + 4 : min(first + 9, asked + 2)].any())
             reply = talk.reply(first, asked, end)
             answered.append(self.right(reply, other.answers))
-            self.log.append({"line": "interruption", "asked": text, "reply": reply.text, "stopped": stops[-1]})
+            said = {"asked": text, "reply": reply.text, "right": answered[-1]}
+            self.log.append({"line": "interruption", **said, "stopped": stops[-1]})
         self.add("interrupted: stops in 400 ms", stops, 90)
         self.add("interrupted: answers the new question", answered, 80)
         self.add("goes on through a mm-hm", kept, 80)

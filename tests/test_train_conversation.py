@@ -96,16 +96,34 @@ def test_an_onset_is_an_answers_first_three_frames_of_sound(parts: tuple[Script,
     assert seen > 30
 
 
-def test_a_drills_question_can_come_at_once_and_at_the_end(parts: tuple[Script, list[Utterance], TextTokenizer]):
-    mixer = Mixer(*parts, PLAIN)
-    ends = []
-    for n in range(200):
+def test_a_drills_question_begins_soon_however_long_it_is(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    begins: dict[bool, list[int]] = {False: [], True: []}
+    for waits in begins:
+        mixer = Mixer(*parts, replace(PLAIN, pauses=float(waits)))
+        for n in range(400):
+            talk = mixer.drill(random.Random(n))
+            ((end, _, answer),) = talk.turns
+            begins[waits].append(int(np.flatnonzero(talk.user[0] != 7)[0]))
+            if end + 3 < talk.text.size:
+                assert talk.speaking[end + 2] and talk.asked[end] == mixer.numbers[answer]
+            else:
+                assert not talk.speaking[:end].any(), "what is not over yet is not answered"
+    for first in begins.values():
+        assert min(first) <= 1 and 12 <= max(first) <= 16
+        assert 0.5 < np.mean(np.array(first) < 8) < 0.8
+    assert abs(np.mean(begins[False]) - np.mean(begins[True])) < 0.5
+
+
+def test_in_drills_an_answer_can_come_too_late(parts: tuple[Script, list[Utterance], TextTokenizer]):
+    mixer = Mixer(*parts, replace(PLAIN, late_answers=0.3, late_gap=(6, 9)))
+    late = 0
+    for n in range(100):
         talk = mixer.drill(random.Random(n))
-        ((end, _, answer),) = talk.turns
-        assert end <= 40 - 6, "the answer's beginning is missing"
-        assert talk.speaking[end + 2] and talk.asked[end] == mixer.numbers[answer]
-        ends.append(end)
-    assert min(ends) < 16 and max(ends) > 30
+        ((end, _, _),) = talk.turns
+        if end + 12 < talk.text.size and not talk.speaking[end + 4]:
+            late += 1
+            assert talk.speaking[end + 9] and talk.wrong[end + 2 : end + 4].all(), "waiting is not to be learned"
+    assert 15 < late < 45
 
 
 def test_the_text_stream_spells_the_answers(parts: tuple[Script, list[Utterance], TextTokenizer]):

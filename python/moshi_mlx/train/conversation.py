@@ -37,8 +37,11 @@ _PAUSES = (6, 14)
 # Frames after an interruption on whose silence training insists.
 _STOPPING = 3
 
-# Frames from a stream's start in which half of the drills' questions begin.
-_SOON = 8
+# Frames from a stream's start in which half of the drills' questions begin, and all of them.
+_SOON, _SOONER_OR_LATER = 8, 16
+
+# Frames of an exchange before its last question.
+_BEFORE = (36, 60)
 
 # Frames of an answer's first sound that count as its onset.
 ONSET = 3
@@ -206,23 +209,26 @@ class Mixer:
             position = talk.turn(position)
         return self._finish(talk.conversation, rng)
 
-    def drill(self, rng: random.Random, frames: int = 40) -> Conversation:
-        """A single question and the answer's first frames or more; a question that is too long loses its start."""
+    def drill(self, rng: random.Random, frames: int = 48) -> Conversation:
+        """A single question soon after a stream's start, and the answer as far as there is room."""
         talk = self._begin(rng, frames, echo=False)
-        talk.ask(frames - rng.randint(6, 10))
+        talk.ask()
         return self._finish(talk.conversation, rng)
 
     def exchange(self, rng: random.Random, frames: int = 90) -> Conversation:
-        """The end of a question and its answer, and the next question, most often one that refers back."""
+        """The end of a question and its answer, and the next question, most often one that refers back.
+
+        Where that begins does not depend on when it ends, as in a drill.
+        """
         talk = self._begin(rng, 2 * frames, echo=False)
-        example, position = talk.conversation, rng.randint(1, 6)
+        example, begin = talk.conversation, rng.randint(1, 6)
+        following = begin
         while not example.turns:
-            position = talk.turn(position)
+            following = talk.turn(following)
         before = len(example.turns)
         while len(example.turns) == before:
-            position = talk.turn(position, refers=rng.random() < 0.75)
-        end = min(example.turns[before][0] + rng.randint(8, 14), 2 * frames)
-        return cut(self._finish(example, rng), max(0, end - frames), frames)
+            begin, following = following, talk.turn(following, refers=rng.random() < 0.75)
+        return cut(self._finish(example, rng), min(max(0, begin - rng.randint(*_BEFORE)), frames), frames)
 
     def _begin(self, rng: random.Random, frames: int, echo: bool) -> _Talk:
         return _Talk(
@@ -344,19 +350,15 @@ class _Talk:
         self.last: Intent | None = None
         self.answer: str | None = None
 
-    def ask(self, latest: int) -> None:
-        """A question that ends in frame `latest`, or before it as far as there is room, and its answer."""
-        said, intent, answer = self.mixer.question(self.rng, None, None)
-        said = self._varied(said)
-        position = latest - (said.end_frame - said.first_frame)
-        # Were the end always in the last frames, what is over soon after a stream's start would be taken for a part.
-        if position > 1:
-            position = self.rng.randint(1, min(position, _SOON if self.rng.random() < 0.5 else position))
-        found = self._hear(said, position)
-        start = found + self.rng.randint(*self.mixer.config.answer_gap)
-        self.conversation.turns.append((found, intent.name, answer))
-        self.conversation.asked[found : start + 1] = self.mixer.numbers[answer]
-        self._speak(answer, start, None)
+    def ask(self) -> None:
+        """A question soon after the stream's start, and its answer."""
+        rng = self.rng
+        said, intent, answer = self.mixer.question(rng, None, None)
+        # When a question begins must not depend on how long it is or whether it has a pause: what is over soon would be
+        # taken for a part otherwise.
+        end = self._hear(self._varied(said), rng.randint(1, _SOON if rng.random() < 0.5 else _SOONER_OR_LATER))
+        self.conversation.turns.append((end, intent.name, answer))
+        self._speak(answer, self._answered(end, answer), None)
 
     def turn(self, position: int, refers: bool = False) -> int:
         """Put a question at `position` and all that follows from it; returns where the next turn may start.
@@ -380,11 +382,7 @@ class _Talk:
             opening = None
             end = self._hear(self._varied(said), position)
             self.conversation.turns.append((end, intent.name, answer))
-            waits = rng.random() < config.late_answers and training
-            start = end + rng.randint(*(config.late_gap if waits else config.answer_gap))
-            # The frames in which Moshi misses the moment, from the mark before the first word on.
-            self.conversation.wrong[max(0, end + config.answer_gap[1] - 1) : max(0, start - 1)] = True
-            self.conversation.asked[end : start + 1] = self.mixer.numbers[answer]
+            start = self._answered(end, answer)
             given = self.mixer.slip(rng, answer)
             slipped = given != answer
             length = self.mixer.answers[given].speech_end
@@ -407,6 +405,16 @@ class _Talk:
         if training and rng.random() < config.overruns:
             length += self._run_over(start + length)
         return start + length + rng.randint(*config.turn_gap)
+
+    def _answered(self, end: int, answer: str) -> int:
+        """Where the answer to a question that ended in frame `end` starts: in training now and then too late."""
+        config, talk = self.mixer.config, self.conversation
+        waits = self.rng.random() < config.late_answers and self.mixer.split == "train"
+        start = end + self.rng.randint(*(config.late_gap if waits else config.answer_gap))
+        # The frames in which Moshi misses the moment, from the mark before the first word on.
+        talk.wrong[max(0, end + config.answer_gap[1] - 1) : max(0, start - 1)] = True
+        talk.asked[max(0, end) : max(0, start + 1)] = self.mixer.numbers[answer]
+        return start
 
     def _varied(self, said: Utterance) -> Utterance:
         """What is said, in training at another rate, and now and then with a pause before one of its words."""

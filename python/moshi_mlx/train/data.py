@@ -169,11 +169,14 @@ def _encoded(mimi: Mimi, streams: Mapping[int, np.ndarray]) -> Iterator[tuple[in
 def _behind(
     convolved: np.ndarray, backgrounds: Sequence[np.ndarray], codec: MimiConfig, draws: np.random.Generator
 ) -> np.ndarray:
-    """A stream of a background's start and then an utterance, as the convolutions put them out."""
+    """A stream of a background's start and then an utterance, as the convolutions put them out.
+
+    Most start early in it: from some frames on a stream sounds like one that has always been there.
+    """
     if not backgrounds:
         return convolved
     background = backgrounds[int(draws.integers(len(backgrounds)))]
-    before = min(int(draws.integers(codec.context // 2 + 1)), len(background) // 2)
+    before = min(int((codec.context // 2 + 1) * draws.random() ** 2), len(background) // 2)
     return np.concatenate([background[: 2 * before], convolved])
 
 
