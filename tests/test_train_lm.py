@@ -117,7 +117,7 @@ def test_drills_teach_listening_and_which_answer_begins(corpus: Path, tmp_path: 
     trainer = Trainer(dataclasses.replace(config, train=train))
     drill = trainer.batch(0)
     assert isinstance(drill, Drill)
-    assert drill.text.shape == ((2, 90) if exchanges else (5, 48))
+    assert drill.text.shape == ((2, 90) if exchanges else (5, 52))
     count, frames = drill.text.shape
     rows = np.array(drill.rows).reshape(count, -1)
     assert (rows // frames == np.arange(count)[:, None]).all(), "some steps of each"

@@ -81,7 +81,7 @@ class MixConfig:
             model that missed the moment, or was not sure that the question had ended, it isn't too late.
         late_gap: from the end of a question to such an answer.
         stop_gap: from the start of an interruption to Moshi's silence.
-        turn_gap: from the end of an answer to the next question.
+        turn_gap: from the end of an answer to the next question; half of them are in the range's first eighth.
         interruptions: share of answers of more than a second that the user interrupts.
         late_stops: share of the interruptions in which Moshi falls silent later than it should, which it learns to do
             nevertheless.
@@ -111,7 +111,7 @@ class MixConfig:
     late_answers: float = 0.0
     late_gap: tuple[int, int] = (6, 16)
     stop_gap: tuple[int, int] = (3, 4)
-    turn_gap: tuple[int, int] = (3, 16)
+    turn_gap: tuple[int, int] = (2, 40)
     interruptions: float = 0.15
     late_stops: float = 0.0
     overruns: float = 0.0

@@ -37,8 +37,8 @@ _PAUSES = (6, 14)
 # Frames after an interruption on whose silence training insists.
 _STOPPING = 3
 
-# Frames from a stream's start in which half of the drills' questions begin, and all of them.
-_SOON, _SOONER_OR_LATER = 8, 16
+# Frames before a drill's question.
+_LEAD = (1, 32)
 
 # Frames of an exchange before its last question.
 _BEFORE = (36, 60)
@@ -209,8 +209,8 @@ class Mixer:
             position = talk.turn(position)
         return self._finish(talk.conversation, rng)
 
-    def drill(self, rng: random.Random, frames: int = 48) -> Conversation:
-        """A single question soon after a stream's start, and the answer as far as there is room."""
+    def drill(self, rng: random.Random, frames: int = 52) -> Conversation:
+        """A single question, most often soon after a stream's start, and the answer as far as there is room."""
         talk = self._begin(rng, frames, echo=False)
         talk.ask()
         return self._finish(talk.conversation, rng)
@@ -351,12 +351,13 @@ class _Talk:
         self.answer: str | None = None
 
     def ask(self) -> None:
-        """A question soon after the stream's start, and its answer."""
+        """A question, most often soon after the stream's start, and its answer."""
         rng = self.rng
-        said, intent, answer = self.mixer.question(rng, None, None)
         # When a question begins must not depend on how long it is or whether it has a pause: what is over soon would be
         # taken for a part otherwise.
-        end = self._hear(self._varied(said), rng.randint(1, _SOON if rng.random() < 0.5 else _SOONER_OR_LATER))
+        begin = _mostly_few(rng, *_LEAD)
+        said, intent, answer = self.mixer.question(rng, None, None)
+        end = self._hear(self._varied(said), begin)
         self.conversation.turns.append((end, intent.name, answer))
         self._speak(answer, self._answered(end, answer), None)
 
@@ -404,7 +405,7 @@ class _Talk:
             self._speak(given, start, stop, late, slipped)
         if training and rng.random() < config.overruns:
             length += self._run_over(start + length)
-        return start + length + rng.randint(*config.turn_gap)
+        return start + length + _mostly_few(rng, *config.turn_gap)
 
     def _answered(self, end: int, answer: str) -> int:
         """Where the answer to a question that ended in frame `end` starts: in training now and then too late."""
@@ -490,6 +491,11 @@ class _Talk:
         talk.speaking[begin:end] = True
         talk.stopping[end : end + _STOPPING] = True
         return frames
+
+
+def _mostly_few(rng: random.Random, least: int, most: int) -> int:
+    """A number of frames: half of such are in the range's first eighth."""
+    return least + int((most + 1 - least) * rng.random() ** 3)
 
 
 def known_from(answers: Mapping[str, Answer]) -> dict[str, int]:
