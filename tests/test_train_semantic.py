@@ -26,7 +26,7 @@ from moshi_mlx.train.corpus import ANSWERS, PERTURBED, known_answers, read_corpu
 from moshi_mlx.train.data import recode
 from moshi_mlx.train.listener import Listener
 from moshi_mlx.train.progress import Progress
-from moshi_mlx.train.semantic import SemanticTrainer, ctc, encode, fit_codebooks, phones_of
+from moshi_mlx.train.semantic import SemanticTrainer, ctc, encode, fit_codebooks, fit_to_voices, phones_of
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("espeak-ng") or not (NANO / "codec").exists(), reason="needs espeak-ng and nano"
@@ -298,15 +298,35 @@ def test_acoustic_codebooks_are_fitted_to_moshis_voice(spoken: Config, tmp_path:
     def left(codec: Path) -> float:
         tensors = mx.load(str(codec / "model.safetensors"))
         single = {n: t.astype(mx.float32) for n, t in tensors.items() if "._codebook." in n}
-        remains = rest
+        sounds = np.array(tensors["quantizer.rvq_rest.output_proj.weight"]).any(axis=(0, 2))
+        remains = whole = rest[:, sounds]
         for k in range(7):
-            book = np.array(codebook(single, "rvq_rest", k))
+            book = np.array(codebook(single, "rvq_rest", k))[:, sounds]
             remains = remains - book[(remains @ book.T - 0.5 * (book**2).sum(1)).argmax(1)]
-        return float((remains**2).sum() / ((rest - rest.mean(0)) ** 2).sum())
+        return float((remains**2).sum() / ((whole - whole.mean(0)) ** 2).sum())
 
     trainer.export(tmp_path / "fitted")
     assert left(tmp_path / "fitted") < 0.5 * left(NANO / "codec")
     Mimi.load(tmp_path / "fitted")
+
+
+def test_codebooks_that_only_hear_are_fitted_to_the_users():
+    draws = np.random.default_rng(0)
+    own, heard = (draws.normal(size=(2000, 4)).astype(np.float32) for _ in range(2))
+    # The decoder gets two of the four dimensions; a user's voice varies most in the others.
+    heard[:, 2:] *= 4
+    sounds = np.array([True, True, False, False])
+    start = [draws.normal(size=(16, 4)).astype(np.float32) for _ in range(4)]
+    books = fit_to_voices(own, heard, 0.9, start, 2, sounds, draws)
+
+    def left(latents: np.ndarray, count: int) -> np.ndarray:
+        for book in books[:count]:
+            latents = latents - book[((latents[:, None] - book[None]) ** 2).sum(-1).argmin(1)]
+        return (latents**2).mean(0)
+
+    assert not any(book[:, 2:].any() for book in books[:2]), "what makes no sound costs no sound"
+    assert (left(own, 2)[:2] < 0.1).all()
+    assert left(heard, 4).sum() < 0.2 * left(heard, 2).sum()
 
 
 def test_each_fitted_codebook_holds_what_the_ones_before_left():

@@ -236,6 +236,37 @@ def fit_codebooks(
     return fitted
 
 
+def fit_to_voices(
+    own: np.ndarray,
+    heard: np.ndarray,
+    share: float,
+    books: Sequence[np.ndarray],
+    speaking: int,
+    sounds: np.ndarray,
+    draws: np.random.Generator,
+) -> list[np.ndarray]:
+    """Acoustic codebooks: those that Moshi speaks with mostly for its own voice, the others for what users say.
+
+    Args:
+        own: latents of Moshi's voice, float32 [N, width].
+        heard: of users, [M, width].
+        share: how much Moshi's voice counts where it speaks.
+        books: what the codebooks start as, [bins, width] each.
+        speaking: how many of them Moshi speaks with.
+        sounds: the dimensions that the decoder gets, bool [width]: no others matter to those.
+        draws: as for `fit_codebooks`.
+
+    Returns:
+        Of each the entries, float32 [bins, width].
+    """
+    weights = np.concatenate([np.full(len(x), part / len(x)) for x, part in ((own, share), (heard, 1 - share))])
+    both = np.concatenate([own, heard]) * sounds
+    fitted = fit_codebooks(both, weights, [book * sounds for book in books[:speaking]], draws)
+    for book in fitted:
+        heard = heard - book[nearest(heard, book)]
+    return fitted + fit_codebooks(heard, np.ones(len(heard)), books[speaking:], draws)
+
+
 def nearest(latents: np.ndarray, book: np.ndarray) -> np.ndarray:
     """Numbers of the codewords [bins, width] that are nearest to each of `latents` [N, width], int [N]."""
     return np.asarray((latents @ book.T - 0.5 * (book**2).sum(axis=1)).argmax(axis=1))
@@ -670,6 +701,8 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
     def export(self, folder: Path) -> None:
         """Write the codec as a folder in the published layout, its acoustic codebooks fitted to what they now get.
 
+        Those beside the ones that Moshi speaks with are fitted to what users say.
+
         Raises:
             StorageError: disk full, no permission.
         """
@@ -678,12 +711,12 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
             draws = np.random.default_rng([self.config.train.seed, 3])
             train = self.lessons["train"]
             others = [train[i] for i in draws.permutation(len(train))[:_OTHERS]]
-            kinds = [self._rest(self.lessons["own"], draws), self._rest(others, draws)]
-            weights = [np.full(len(x), part / len(x)) for x, part in zip(kinds, (share, 1 - share), strict=True)]
-            latents = np.concatenate(kinds)
+            own, heard = self._rest(self.lessons["own"], draws), self._rest(others, draws)
             known = {**self.fixed, **self.free}
             before = [np.array(codebook(known, "rvq_rest", k)) for k in range(self.shape.n_q - 1)]
-            for k, book in enumerate(fit_codebooks(latents, np.concatenate(weights), before, draws)):
+            sounds = np.any(np.array(known[f"{_REST}.output_proj.weight"]) != 0, axis=(0, 2))
+            books = fit_to_voices(own, heard, share, before, int(self.config.model["dep_q"]) - 1, sounds, draws)
+            for k, book in enumerate(books):
                 name = f"{_REST}.vq.layers.{k}._codebook"
                 self.fixed[f"{name}.embedding_sum"] = mx.array(book)
                 self.fixed[f"{name}.cluster_usage"] = mx.ones((self.shape.bins,))
