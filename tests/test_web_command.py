@@ -157,6 +157,7 @@ from moshi_mlx.web import serve
 
 def endless(args, console):
     session = moshi_mlx.load("untrained").session()
+    session.step(np.zeros(1920))  # MLX compiles kernels here, where an interruption can get lost
     print("loading", flush=True)
     while True:
         session.step(np.zeros(1920))
