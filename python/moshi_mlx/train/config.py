@@ -100,7 +100,8 @@ class MixConfig:
             make out words from what is around.
         fewer_codebooks: share of the conversations in which it hears only the first few of the user's codebooks in
             training: it learns not to rely on the finest ones.
-        pauses: share of what users say that gets a pause between two words, beside what was rendered with one.
+        pauses: share of what users say that gets a pause between two words, beside what was rendered with one:
+            where the second one is thought to begin, which may cut a word.
         stretch: range of rates at which the user's renderings are replayed, frames dropped or doubled.
         user_codebooks: codebooks of the user that the model hears; the rest is -1.
     """

@@ -231,7 +231,7 @@ def fit_codebooks(
             book[used] = sums[used] / counts[used, None].astype(np.float32)
             if turn < _ROUNDS // 2:
                 book[~used] = rest[draws.choice(len(rest), int((~used).sum()), p=weights / weights.sum())]
-        rest = rest - book[nearest(rest, book)]
+        rest = remainder(rest, [book])
         fitted.append(book)
     return fitted
 
@@ -262,9 +262,14 @@ def fit_to_voices(
     weights = np.concatenate([np.full(len(x), part / len(x)) for x, part in ((own, share), (heard, 1 - share))])
     both = np.concatenate([own, heard]) * sounds
     fitted = fit_codebooks(both, weights, [book * sounds for book in books[:speaking]], draws)
-    for book in fitted:
-        heard = heard - book[nearest(heard, book)]
-    return fitted + fit_codebooks(heard, np.ones(len(heard)), books[speaking:], draws)
+    return fitted + fit_codebooks(remainder(heard, fitted), np.ones(len(heard)), books[speaking:], draws)
+
+
+def remainder(latents: np.ndarray, books: Sequence[np.ndarray]) -> np.ndarray:
+    """What codebooks [bins, width], one after the other, leave of `latents` [N, width]."""
+    for book in books:
+        latents = latents - book[nearest(latents, book)]
+    return latents
 
 
 def nearest(latents: np.ndarray, book: np.ndarray) -> np.ndarray:

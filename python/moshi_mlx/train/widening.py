@@ -28,7 +28,7 @@ from .corpus import (
     write_answers,
 )
 from .export import write_half
-from .semantic import fit_codebooks, nearest
+from .semantic import fit_codebooks, nearest, remainder
 
 _REST = "quantizer.rvq_rest"
 
@@ -59,21 +59,18 @@ def widen(config: Config, out: Path) -> list[float]:
             f"{config.work}/features are of another codec: run `python -m moshi_mlx.train.data --recode` with this one."
         )
     seen = latents @ project.T
-    residual = seen
-    for book in known:
-        residual = residual - book[nearest(residual, book)]
     # What of a latent can't be told from what the codebooks see of it, and the directions in which most of that lies.
     predict = np.linalg.lstsq(np.c_[seen, np.ones(len(seen), np.float32)], latents, rcond=None)[0][:-1].T
     unseen = np.eye(latents.shape[1], dtype=np.float32) - predict @ project
     lost = latents @ unseen.T
     _, directions = np.linalg.eigh(np.cov((lost - lost.mean(axis=0)).T))
     added = np.asarray(directions[:, ::-1][:, : wanted.width].T @ unseen, np.float32)
-    left = np.c_[residual, latents @ added.T]
+    left = np.c_[remainder(seen, known), latents @ added.T]
     whole, books, shares = float(left.var(axis=0).sum()), [], []
     for _ in range(wanted.codebooks):
         start = left[draws.choice(len(left), len(first), replace=len(left) < len(first))]
         (book,) = fit_codebooks(left, np.ones(len(left)), [start], draws)
-        left = left - book[nearest(left, book)]
+        left = remainder(left, [book])
         books.append(book)
         shares.append(float(left.var(axis=0).sum()) / whole)
     _write(config, out, _widened(tensors, added, books, len(known)), about)
