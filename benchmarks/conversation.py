@@ -37,6 +37,8 @@ from moshi_mlx.train.word_times import Judge
 NANO = Path(moshi_mlx.__file__).parent / "nano"
 CHAIN = 4
 """Questions in one conversation, where a line of the table doesn't say otherwise."""
+LATE = 0.8
+"""Seconds after a question in which its answer should have begun."""
 _ROUNDING = 1e-6
 """Per cent by which two figures differ that are the same."""
 
@@ -144,6 +146,12 @@ class Bench:
             worst = 1000 * float(np.percentile(delays, 90))
             self.lines.append(Line("delay, 90th percentile", worst, 800, False, "ms", len(delays)))
         return results
+
+    def late(self) -> None:
+        """How many of the questions so far were answered late, or not at all."""
+        found = [entry["delay"] for entry in self.log if "delay" in entry]
+        values = [not isinstance(delay, float) or delay > LATE for delay in found]
+        self.add("answers later than 800 ms, or none", values, 10, at_least=False)
 
     def background(self, spoken: Sequence[np.ndarray], snr_db: float) -> np.ndarray:
         """Noise to repeat that is `snr_db` softer than what is spoken, which is softer and louder in turn."""
@@ -315,6 +323,7 @@ class Bench:
             others = [(i.answers, t) for i, t in self.questions(lambda i: i.more)]
             if others:
                 self.accuracy("accuracy, known wordings, other authors", 97, others)
+            self.late()
         steps: dict[str, Callable[[], None]] = {
             "follow-ups": self.follow_ups,
             "judge": self.intelligibility,

@@ -23,7 +23,7 @@ sys.path.append(str(BENCHMARKS))
 import bars  # noqa: E402
 import macs  # noqa: E402
 from common import Figure, question_of  # noqa: E402
-from conversation import Line, by_voice  # noqa: E402
+from conversation import NANO, Bench, Line, by_voice  # noqa: E402
 from graph_nodes import kernels_of_metal, nodes, watch  # noqa: E402
 from limits import chips, gpu_share, need, verdict  # noqa: E402
 from models import SHAPES, make_lm  # noqa: E402
@@ -34,6 +34,7 @@ from moshi_mlx.checkpoint import Recipe, check_lm, kind_of  # noqa: E402
 from moshi_mlx.config import LMConfig  # noqa: E402
 from moshi_mlx.lm import KVCache  # noqa: E402
 from moshi_mlx.quality import Divergence, divergence, predictions  # noqa: E402
+from moshi_mlx.train.script import Script  # noqa: E402
 
 
 def run(name: str, *arguments: str, result: Path) -> dict[str, Any]:
@@ -162,6 +163,14 @@ def test_undisturbed_questions_are_counted_by_voice_where_several_ask() -> None:
     shown = by_voice([{"line": line, "voice": voice, "right": right} for line, voice, right in asked])
     assert shown is not None
     assert [list(column.cells) for column in shown.columns] == [["a:1", "b:2"], ["50.0 %", "100.0 %"], ["2", "1"]]
+
+
+def test_answers_that_come_late_or_never_are_counted_together() -> None:
+    bench = Bench(moshi_mlx.load("nano"), Script.load(NANO / "script.yaml"), ["espeak:en-us"], None, 0)
+    bench.log = [{"delay": delay} for delay in (0.4, 0.81, None, 0.8)] + [{"line": "pauses"}]
+    bench.late()
+    (line,) = bench.lines
+    assert (line.value, line.count, line.at_least) == (50.0, 4, False)
 
 
 def test_a_soak_compares_an_old_conversation_with_a_young_one(tmp_path: Path) -> None:

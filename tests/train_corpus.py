@@ -1,7 +1,6 @@
 """A small corpus made without synthesizers: every word has its own codes, the same in every rendering."""
 
 import dataclasses
-import json
 import shutil
 import zlib
 from collections.abc import Callable
@@ -11,13 +10,9 @@ import mlx.core as mx
 import numpy as np
 
 import moshi_mlx
-from moshi_mlx.checkpoint import resolve
-from moshi_mlx.lm.weights import export as published_tensors
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import Utterance, write_shard
 from moshi_mlx.train.data import prepare
-from moshi_mlx.train.export import write_model
-from moshi_mlx.train.lm import unpacked
 from moshi_mlx.train.render import ANSWER_LEAD, ANSWER_TAIL
 from moshi_mlx.train.script import Script, expand
 from moshi_mlx.train.tokenizer import train_tokenizer
@@ -108,18 +103,6 @@ def altered_codec(folder: Path, name: str, change: Callable[[mx.array], mx.array
     shutil.copytree(NANO / "codec", folder)
     tensors = mx.load(str(NANO / "codec" / "model.safetensors"))
     mx.save_safetensors(str(folder / "model.safetensors"), {**tensors, name: change(tensors[name])})
-    return folder
-
-
-def listener(folder: Path) -> Path:
-    """A copy of nano, in `folder`, that hears nothing of the user but the semantic codes."""
-    files = resolve(str(NANO), parts=["lm", "mimi", "tokenizer"])
-    config, tensors = files.lm_config, published_tensors(unpacked(files))
-    initial = mx.arange(config.card + 1)[:, None] == config.initial_token_id
-    for k in range(config.dep_q + 1, config.n_q):
-        tensors[f"audio_embs.{k}.weight"] *= initial
-    about = json.loads((NANO / "config.json").read_text(encoding="utf-8"))
-    write_model(folder, tensors, about, files.need("tokenizer"), files.need("mimi"))
     return folder
 
 

@@ -18,6 +18,7 @@ from ..files import storage_errors
 from .codec import CodecTrainer
 from .config import Config
 from .export import export
+from .joint import JointTrainer
 from .lm import Trainer
 from .mean import mean
 from .progress import Progress
@@ -40,15 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--steps", type=int, help="length of the run, instead of the configured one")
         command.add_argument("--out", type=Path, help="write the result, complete, into this folder")
     lm.add_argument("--init", type=Path, help="start from this checkpoint folder's weights")
+    lm.add_argument(
+        "--encoder",
+        action="store_true",
+        help="train the codec's encoder, too, from the corpus' features: it learns what the language model understands",
+    )
     codec.add_argument(
         "--parts",
         choices=("decoder", "all", "semantic", "hearing"),
         help="what to train, instead of what is configured",
-    )
-    codec.add_argument(
-        "--listener",
-        type=Path,
-        help="for --parts semantic with 'keep': a checkpoint folder whose language model, as it is, must understand",
     )
     means = commands.add_parser("mean", help="the mean of models that started from the same weights")
     means.add_argument("folders", type=Path, nargs="+", help="their folders; named twice, one counts twice")
@@ -70,7 +71,7 @@ def _train_lm(options: argparse.Namespace, console: Console) -> None:
     config = Config.load(options.config, options.work, options.codec)
     if options.steps:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=options.steps))
-    trainer = Trainer(config, options.init)
+    trainer = (JointTrainer if options.encoder else Trainer)(config, options.init)
     going_on = trainer.resume()
     if trainer.processes.rank:
         trainer.run(None)
@@ -111,7 +112,7 @@ def _train_codec(options: argparse.Namespace, console: Console) -> None:
     with storage_errors(str(config.work)):
         config.work.mkdir(parents=True, exist_ok=True)
     trainer: SemanticTrainer | CodecTrainer
-    trainer = SemanticTrainer(config, options.listener) if parts == "semantic" else CodecTrainer(config)
+    trainer = SemanticTrainer(config) if parts == "semantic" else CodecTrainer(config)
     going_on = trainer.resume()
     if trainer.processes.rank:
         # The first process of several shows and writes what all have learned.

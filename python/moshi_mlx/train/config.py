@@ -222,7 +222,6 @@ class SemanticConfig:
         keep: leave the codebooks as they are: what the decoder makes of codes, and what a language model says with
             them, stays valid. What users say gets other codes, Moshi's answers keep theirs where the corpus is recoded.
         listening: steps at the start in which the teachers alone learn.
-        listened: utterances of a step that a listener hears where there is one (`--listener`).
         rate: learning rate at the beginning of its cosine.
         save: steps between checkpoints.
     """
@@ -236,7 +235,6 @@ class SemanticConfig:
     own: float = 0.9
     keep: bool = False
     listening: int = 0
-    listened: int = 24
     rate: float = 1.5e-3
     save: int = 200
 

@@ -262,19 +262,9 @@ class Mixer:
         example.user[swap] = wrong.integers(0, 1 + int(self.answers_max()), int(swap.sum()))
         example.user[self.config.user_codebooks :] = ZERO_TOKEN
         if self.split == "train":
-            self._miss(example.user[: self.config.user_codebooks], wrong)
+            user = example.user[: self.config.user_codebooks]
+            user[missed(len(user), frames, self.config, wrong)] = ZERO_TOKEN
         return example
-
-    def _miss(self, user: np.ndarray, draws: np.random.Generator) -> None:
-        """Take from the user's codes [L, T] what the model is not to hear this time."""
-        config = self.config
-        if len(user) > 1 and config.fewer_codebooks and draws.random() < config.fewer_codebooks:
-            user[int(draws.integers(1, len(user))) :] = ZERO_TOKEN
-        if config.masked:
-            # Every other stretch is of two frames.
-            first = draws.random(user.shape[1]) < config.masked / 1.5
-            second = np.roll(first & (draws.random(user.shape[1]) < 0.5), 1)
-            user[:, first | second] = ZERO_TOKEN
 
     def answers_max(self) -> int:
         """The highest code that occurs in Moshi's answers."""
@@ -507,6 +497,19 @@ def known_from(answers: Mapping[str, Answer]) -> dict[str, int]:
         frames = [*answers[text].tokens.tolist(), int(answers[text].tokens[-1]) + 1]
         alone = [n for n in range(1, len(tokens) + 1) if starts[tuple(tokens[:n])] == 1]
         result[text] = frames[alone[0]] if alone else answers[text].speech_end
+    return result
+
+
+def missed(codebooks: int, frames: int, config: MixConfig, draws: np.random.Generator) -> np.ndarray:
+    """What a model is not to hear this time of as many of the user's codebooks: bool [codebooks, frames]."""
+    result = np.zeros((codebooks, frames), bool)
+    if codebooks > 1 and config.fewer_codebooks and draws.random() < config.fewer_codebooks:
+        result[int(draws.integers(1, codebooks)) :] = True
+    if config.masked:
+        # Every other stretch is of two frames.
+        first = draws.random(frames) < config.masked / 1.5
+        second = np.roll(first & (draws.random(frames) < 0.5), 1)
+        result[:, first | second] = True
     return result
 
 

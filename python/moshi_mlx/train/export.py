@@ -14,7 +14,7 @@ from mlx.utils import tree_map
 from ..checkpoint import TensorSpec, write_safetensors
 from ..files import ResultFile, storage_errors
 from ..lm.weights import export as published_tensors
-from .corpus import codec_tensors, known_answers, write_answers
+from .corpus import known_answers, write_answers
 from .lm import Trainer, is_output_layer
 
 
@@ -40,11 +40,16 @@ def export(trainer: Trainer, folder: Path, averaged: bool = True) -> None:
     for name in tensors:
         if is_output_layer(name):
             tensors[name] = config.train.sharpness * tensors[name]
-    write_model(folder, tensors, config.model, config.work / "tokenizer.model", config.codec)
+    write_model(folder, tensors, config.model, config.work / "tokenizer.model", config.codec, trainer.codec())
 
 
 def write_model(
-    folder: Path, tensors: dict[str, mx.array], about: Mapping[str, Any], tokenizer: Path, codec: Path
+    folder: Path,
+    tensors: dict[str, mx.array],
+    about: Mapping[str, Any],
+    tokenizer: Path,
+    codec: Path,
+    codec_weights: dict[str, mx.array],
 ) -> None:
     """Write a model's folder, all in half precision.
 
@@ -54,6 +59,7 @@ def write_model(
         about: keys of its `config.json`.
         tokenizer: its file.
         codec: its folder.
+        codec_weights: the codec's tensors.
 
     Raises:
         StorageError: disk full, no permission.
@@ -63,7 +69,7 @@ def write_model(
         shutil.copyfile(tokenizer, folder / "tokenizer.model")
         shutil.copyfile(codec / "config.json", folder / "codec" / "config.json")
     write_half(folder / "model.safetensors", tensors)
-    write_half(folder / "codec" / "model.safetensors", codec_tensors(codec))
+    write_half(folder / "codec" / "model.safetensors", codec_weights)
     write_answers(folder / "codec", known_answers(codec).values())
     names = {"moshi_name": "model.safetensors", "mimi_name": "codec", "tokenizer_name": "tokenizer.model"}
     # Half precision is not quantized, whatever the model was that this comes of.

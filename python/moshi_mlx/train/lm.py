@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,16 +24,42 @@ from ..lm.weights import build
 from ..precision import Precision
 from ..text import TextTokenizer
 from .compiling import worth_compiling
-from .config import Config
+from .config import Config, MixConfig
 from .conversation import Conversation, Mixer, nearest_codes
-from .corpus import CODES_FROM, check_began, codebooks, codec_tensors, fingerprint, read_corpus, shards, written
-from .loss import Batch, Drill, Trainee, losses, make_batch, make_drill, score, total
+from .corpus import (
+    CODES_FROM,
+    Utterance,
+    check_began,
+    codebooks,
+    codec_tensors,
+    fingerprint,
+    read_corpus,
+    shards,
+    written,
+)
+from .loss import (
+    Arrays,
+    Batch,
+    Drill,
+    Score,
+    Trainee,
+    batch_of,
+    loss_name,
+    losses,
+    make_batch,
+    make_drill,
+    score,
+    total,
+)
 from .parallel import Processes
 from .progress import Progress
 from .schedule import learning_rate
 from .script import Script
 
 _EMA_EVERY = 8
+
+_HEADS = ("heard", "asked")
+"""The auxiliary heads' names."""
 
 _HEADS_RATE = 2e-3
 """Learning rate of the auxiliary heads while they learn alone."""
@@ -76,7 +102,7 @@ class Trainer:
         self.processes = Processes()
         mx.random.seed(config.train.seed)
         mixer = self.mixers["train"]
-        self.model = Trainee(self.lm_config, len(mixer.vocabulary), len(mixer.numbers))
+        self.model = self._trainee(len(mixer.vocabulary), len(mixer.numbers))
         _small_start(self.model, self.lm_config, books)
         if init is not None:
             self._start_from(init)
@@ -86,6 +112,23 @@ class Trainer:
         self.average = tree_map(mx.array, self.model.lm.parameters())
         self.step = 0
         self._update = self._compile()
+
+    def _trainee(self, vocabulary: int, answers: int) -> Trainee:
+        """What is trained, for a vocabulary heard and answers of those sizes."""
+        return Trainee(self.lm_config, vocabulary, answers)
+
+    def _utterances(self) -> list[Utterance]:
+        """The corpus."""
+        return read_corpus(self.config.work / "corpus")
+
+    @property
+    def _mix(self) -> MixConfig:
+        """How conversations go."""
+        return self.config.mix
+
+    def codec(self) -> dict[str, mx.array]:
+        """The tensors of the codec that the trained model is for."""
+        return codec_tensors(self.config.codec)
 
     def _new_optimizer(self) -> optim.AdamW:
         train = self.config.train
@@ -103,12 +146,12 @@ class Trainer:
             ConfigError: it is empty, nobody asks anything in it, or it lacks codebooks or answers that are wanted.
         """
         config = self.config
-        utterances = read_corpus(config.work / "corpus")
+        utterances = self._utterances()
         if not utterances:
             raise ConfigError(f"{config.work}/corpus is empty: run `python -m moshi_mlx.train.data` first.")
         self.shards = len(shards(config.work / "corpus"))
         self.mixers = {
-            split: Mixer(self.script, utterances, self.tokenizer, config.mix, split, self.near, self.lm_config.dep_q)
+            split: Mixer(self.script, utterances, self.tokenizer, self._mix, split, self.near, self.lm_config.dep_q)
             for split in ("train", "known", "held_out")
         }
         if not self.mixers["train"].asks:
@@ -178,29 +221,37 @@ class Trainer:
                 weights[name] = fresh[name]
 
     def _compile(self) -> Update:
-        model, optimizer, train, processes = self.model, self.optimizer, self.config.train, self.processes
+        update = self._step()
+        if not worth_compiling(self.config.train.steps):
+            return update
+        state = [self.model.state, self.optimizer.state]
+        compiled: Update = mx.compile(update, inputs=state, outputs=state)
+        return compiled
+
+    def _step(self) -> Update:
+        weights = self.config.train.weights
 
         def objective(trainee: Trainee, batch: Batch | Drill) -> tuple[mx.array, dict[str, mx.array]]:
             parts = losses(trainee, batch)
-            return total(parts, train.weights), parts
+            return total(parts, weights), parts
 
-        value_and_grad = nn.value_and_grad(model, objective)
+        value_and_grad = nn.value_and_grad(self.model, objective)
 
         def update(*arrays: mx.array) -> tuple[dict[str, mx.array], mx.array]:
-            kind = Batch if len(arrays) == len(Batch.__dataclass_fields__) else Drill
-            (loss, parts), gradients = value_and_grad(model, kind(*arrays))
-            if self.step < self.heads:
-                # The optimizer leaves alone what has no gradient, rather than decay it.
-                gradients.pop("lm")
-            gradients, norm = optim.clip_grad_norm(processes.mean(gradients), train.clip)
-            optimizer.update(model, gradients)
-            return {**parts, "loss" if kind is Batch else "drill": loss}, norm
+            batch = batch_of(arrays)
+            (loss, parts), gradients = value_and_grad(self.model, batch)
+            return {**parts, loss_name(batch): loss}, self._move(gradients)
 
-        if not worth_compiling(train.steps):
-            return update
-        state = [model.state, optimizer.state]
-        compiled: Update = mx.compile(update, inputs=state, outputs=state)
-        return compiled
+        return update
+
+    def _move(self, gradients: dict[str, Any]) -> mx.array:
+        """Take a step along the gradients of all processes; returns their norm."""
+        if self.step < self.heads:
+            # The optimizer leaves alone what has no gradient, rather than decay it.
+            gradients = {name: gradients[name] for name in _HEADS}
+        clipped, norm = optim.clip_grad_norm(self.processes.mean(gradients), self.config.train.clip)
+        self.optimizer.update(self.model, clipped)
+        return cast(mx.array, norm)
 
     def conversations(self, step: int) -> list[Conversation]:
         """The conversations of a step, always the same for a seed."""
@@ -211,8 +262,8 @@ class Trainer:
         first = self.processes.rank * count
         return [random.Random(f"{self.config.train.seed}/{step}/{i}") for i in range(first, first + count)]
 
-    def batch(self, step: int) -> Batch | Drill:
-        """The batch of a step."""
+    def batch(self, step: int) -> Arrays:
+        """The batch of a step, a `Batch` or a `Drill`."""
         train = self.config.train
         if step < self.heads:
             return self._drill(step)
@@ -249,7 +300,7 @@ class Trainer:
         train = self.config.train
         last = min(steps or train.steps, train.steps)
         with ThreadPoolExecutor(1) as pool:
-            following: Future[Batch | Drill] = pool.submit(self.batch, self.step)
+            following: Future[Arrays] = pool.submit(self.batch, self.step)
             while self.step < last:
                 batch = following.result()
                 following = pool.submit(self.batch, self.step + 1)
@@ -275,10 +326,15 @@ class Trainer:
         return len(shards(self.config.work / "corpus")) != self.shards
 
     def _average(self) -> None:
+        self.average = self._nearer(self.average, self.model.lm.parameters())
+
+    def _nearer(self, average: Any, weights: Any) -> Any:
+        """A running average of weights, moved on to them."""
         # Early on the weights move fast: the average then reaches back less far.
         decay = min(self.config.train.ema, 1 - 10 / (self.step + 10)) ** _EMA_EVERY
-        self.average = tree_map(lambda a, p: decay * a + (1 - decay) * p, self.average, self.model.lm.parameters())
-        mx.eval(self.average)
+        moved = tree_map(lambda a, p: decay * a + (1 - decay) * p, average, weights)
+        mx.eval(moved)
+        return moved
 
     def evaluate(self, conversations: int = 8) -> dict[str, float]:
         """Scores of the averaged weights on conversations of held-out voices and wordings, as far as there are any."""
@@ -289,11 +345,14 @@ class Trainer:
             if not self.mixers[split].asks:
                 continue
             drawn = [self.mixers[split].draw(random.Random(f"{split}/{i}")) for i in range(conversations)]
-            found = score(self.model.lm, drawn)
+            found = self._scored(drawn)
             result.update({f"{split} answers": found.answers, f"{split} words": found.words})
             result[f"{split} starts"] = found.starts
         self.model.lm.update(trained)
         return result
+
+    def _scored(self, conversations: Sequence[Conversation]) -> Score:
+        return score(self.model.lm, conversations)
 
     # What a run needs to go on.
 
@@ -303,7 +362,16 @@ class Trainer:
         Raises:
             StorageError: disk full, no permission.
         """
-        state = {
+        state = self._state()
+        path = self.config.work / "run.safetensors"
+        with ResultFile(path) as file:
+            part = path.with_suffix(".part.safetensors")
+            mx.save_safetensors(str(part), dict(_flat(state)))
+            file.write(part.read_bytes())
+            part.unlink()
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "model": self.model.parameters(),
             "optimizer": self.optimizer.state,
             "average": self.average,
@@ -311,12 +379,6 @@ class Trainer:
             "heads": mx.array(self.heads),
             "codec": written(self.began_with),
         }
-        path = self.config.work / "run.safetensors"
-        with ResultFile(path) as file:
-            part = path.with_suffix(".part.safetensors")
-            mx.save_safetensors(str(part), dict(_flat(state)))
-            file.write(part.read_bytes())
-            part.unlink()
 
     def resume(self) -> bool:
         """Continue the run saved in the work folder; returns whether there was one.
@@ -339,11 +401,14 @@ class Trainer:
         # Runs of earlier versions had no such steps.
         self.heads = int(state["heads"].item()) if "heads" in state else 0
         self.optimizer = self._new_optimizer()
+        self._restore(state)
+        self._update = self._compile()
+        return True
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.optimizer.state = state["optimizer"]
         self.average = state["average"]
         self.step = int(state["step"].item())
-        self._update = self._compile()
-        return True
 
 
 def unpacked(files: CheckpointFiles) -> LMModel:

@@ -207,13 +207,23 @@ def make_drill(questions: Sequence[Conversation], config: LMConfig) -> Drill:
     )
 
 
-def losses(model: Trainee, batch: Batch | Drill) -> dict[str, mx.array]:
-    """Mean cross-entropies of a batch or a drill.
+def batch_of(arrays: Sequence[mx.array]) -> Batch | Drill:
+    """The batch, or drill, that has these arrays."""
+    return (Batch if len(arrays) == len(fields(Batch)) else Drill)(*arrays)
+
+
+def loss_name(batch: Batch | Drill) -> str:
+    """What a run calls the loss of a batch or drill, whose sizes don't compare."""
+    return "loss" if isinstance(batch, Batch) else "drill"
+
+
+def losses(model: Trainee, batch: Batch | Drill, heard: mx.array | None = None) -> dict[str, mx.array]:
+    """Mean cross-entropies of a batch or a drill, with `heard` [B, T, D] added to the temporal transformer's input.
 
     `words`, `padding`, `heard`, `asked`, and of an onset's frames, all codes together, `onset`; besides, of a batch,
     `semantic`, `acoustic` and `silence`.
     """
-    hidden, text_logits = model.lm.forward_text(batch.inputs)
+    hidden, text_logits = model.lm.forward_text(batch.inputs, condition=heard)
     text = cross_entropy(text_logits, batch.text)
     words = mx.maximum((batch.text != PADDING).astype(mx.float32), batch.minded)
     calling = (batch.asked > 0).astype(mx.float32)

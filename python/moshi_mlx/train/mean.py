@@ -52,7 +52,7 @@ def mean(folders: Sequence[Path], out: Path) -> None:
         for name, tensor in published_tensors(unpacked(files)).items():
             total[name] = total.get(name, 0) + tensor * (count / len(folders))
         mx.eval(total)
-    write_model(out, total, first.config, first.need("tokenizer"), first.need("mimi"))
+    write_model(out, total, first.config, first.need("tokenizer"), first.need("mimi"), codec)
 
 
 def _codec(files: CheckpointFiles) -> dict[str, mx.array]:

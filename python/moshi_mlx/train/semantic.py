@@ -6,8 +6,8 @@ the phones spoken, whoever speaks them (connectionist temporal classification, G
 besides, each codeword by itself tells which phones it stands for. As with supervised semantic tokens (CosyVoice, Du et
 al. 2024, section 3.1), a voice never heard then gets the codes of the known ones. What the acoustic codebooks get is
 held near where it was; at the end they are fitted to what they now get, most of all of Moshi's voice, the only one that
-is ever decoded. Where codebooks are to be kept, the encoder alone learns, and what the decoder makes of codes stays; it
-then can learn from a language model as well, to give it the codes that it understands (`moshi_mlx.train.listener`).
+is ever decoded. Where codebooks are to be kept, the encoder alone learns, and what the decoder makes of codes stays.
+From a language model, what it understands best, the encoder learns in `moshi_mlx.train.joint`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ import random
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from ..config import FRAME_RATE, MimiConfig
-from ..errors import ConfigError
 from ..fast_math import cross_entropy
 from ..mimi.conv import Conv
 from ..mimi.quantizer import codebook
 from ..mimi.transformer import Transformer
 from .codec import TEACHER, CodecRun, Tensors
+from .codewords import look_up
 from .config import Config
 from .corpus import Utterance, convolutions_of, read_features, read_shard, shards_with_features
-from .listener import Hearing, Listener, Reply
 from .loss import Arrays
 from .script import OUT_OF_DOMAIN, normalize
 from .voices import SynthesisError
@@ -50,8 +49,6 @@ _APART = 4
 """Frames between two lessons that a stream has room for."""
 _UNUSED = 0.02
 """Running mean of the uses a step below which a codeword stands for nothing."""
-_WAITED = 4.0
-"""What it counts that the listener waits, for a frame as against a whole answer."""
 _TEACHER_LAYERS = 2
 _TEACHER_BRANCHES = 0.5
 """What the branches of the teachers' layers count at first."""
@@ -132,7 +129,6 @@ class Lesson:
         phones: numbers from 1 on.
         times: when each phone starts, about, and when the last one ends, in frames.
         asked: number of what was asked, 0 for nothing that calls for an answer.
-        answers: what may be answered, whatever was said before; none where no listener is asked.
         end: the frame after the one in which speech ends.
         own: whether it is Moshi's voice.
     """
@@ -142,7 +138,6 @@ class Lesson:
     phones: tuple[int, ...]
     times: np.ndarray
     asked: int
-    answers: tuple[str, ...]
     end: int
     own: bool
 
@@ -191,7 +186,7 @@ def encode(tensors: Tensors, config: MimiConfig, convolved: mx.array) -> Encodin
     x, _ = downsample(x, mx.broadcast_to(x[:, :1], downsample.state(B).shape))
     semantic = x @ tensors[f"{_FIRST}.input_proj.weight"][:, :, 0].T
     rest = x @ tensors[f"{_REST}.input_proj.weight"][:, :, 0].T
-    codes, found = look_up(tensors, semantic)
+    codes, found = look_up(codebook(tensors, "rvq_first", 0), semantic)
     words = semantic + mx.stop_gradient(found - semantic)
     return Encoding(semantic, words, codes, rest)
 
@@ -277,13 +272,6 @@ def nearest(latents: np.ndarray, book: np.ndarray) -> np.ndarray:
     return np.asarray((latents @ book.T - 0.5 * (book**2).sum(axis=1)).argmax(axis=1))
 
 
-def look_up(tensors: Tensors, semantic: mx.array) -> tuple[mx.array, mx.array]:
-    """Numbers [B, F] of the semantic codewords nearest to `semantic` [B, F, width], and the words; no gradients."""
-    book = codebook(tensors, "rvq_first", 0)
-    codes = mx.stop_gradient(mx.argmax(semantic @ book.T - 0.5 * book.square().sum(axis=1), axis=-1))
-    return codes, mx.stop_gradient(book[codes])
-
-
 @dataclass(frozen=True)
 class Batch(Arrays):
     """Lessons of like lengths, padded, somewhere in streams.
@@ -295,7 +283,6 @@ class Batch(Arrays):
         real: 1 for a lesson's frames, 0 for those behind it, [B, F].
         plain: 1 for lessons of which teachers get what was looked up instead of codewords, [B].
         guided: how much it counts that phones are found at their supposed times, [1].
-        hearing: what a listener is to make of some of the lessons.
 
     All others as in `Lesson`.
     """
@@ -312,18 +299,6 @@ class Batch(Arrays):
     real: mx.array
     plain: mx.array
     guided: mx.array
-    hearing: Hearing | None = field(default=None, kw_only=True)
-
-    def arrays(self) -> list[mx.array]:
-        """All fields in order, for a compiled function."""
-        mine = [getattr(self, part.name) for part in fields(self)[:-1]]
-        return mine if self.hearing is None else [*mine, *self.hearing.arrays()]
-
-    @classmethod
-    def of(cls, *arrays: mx.array) -> Batch:
-        """The batch that these arrays are those of."""
-        own = len(fields(cls)) - 1
-        return cls(*arrays[:own], hearing=Hearing(*arrays[own:]) if arrays[own:] else None)
 
 
 @dataclass(frozen=True)
@@ -366,20 +341,17 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
 
     Args:
         config: the run.
-        listener: a checkpoint with the same codec, whose language model the encoder is to be understood by as well.
 
     Raises:
-        CheckpointError: no codec there, or no listener.
-        ConfigError: no corpus, or one without the convolutions' output, or a listener that it doesn't fit.
+        CheckpointError: no codec there.
+        ConfigError: no corpus, or one without the convolutions' output.
         SynthesisError: no espeak-ng.
     """
 
     compiles = True
 
-    def __init__(self, config: Config, listener: Path | None = None):
-        super().__init__(
-            config, config.semantic_training, "semantic", Batch.of, later=config.semantic_training.listening
-        )
+    def __init__(self, config: Config):
+        super().__init__(config, config.semantic_training, "semantic", Batch, later=config.semantic_training.listening)
         # Copies: a compiled step may refer to nothing beside its inputs that is one of them, or still to be computed.
         self.start = {name: mx.array(tensor) for name, tensor in {**self.fixed, **self.free}.items()}
         mx.eval(self.start)
@@ -390,9 +362,6 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
         utterances = [u for path, _ in shards for u in read_shard(path)]
         features = [f for _, path in shards for f in read_features(path, convolutions)]
         self._answers = [u for u in utterances if u.group == "answers"]
-        if listener and not config.semantic_training.keep:
-            raise ConfigError("A listener knows the codebooks as they are: set 'keep: true' under semantic_training.")
-        self.listener = Listener(listener, config, utterances) if listener else None
         words = sorted({w for u in utterances for w in normalize(u.text).split()})
         phones = phones_of(words)
         self.alphabet = {p: i for i, p in enumerate(sorted({p for ps in phones.values() for p in ps}), 1)}
@@ -410,10 +379,9 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
                 self.backgrounds.append(convolved)
             said, times = self._timed(u, phones)
             asked = self.kinds.get((u.group, u.name), 0)
-            answers = self.listener.answers_to(u) if self.listener else ()
             own = u.group == "answers"
             convolved, latents = convolved[: 2 * limit], latents[:limit]
-            lesson = Lesson(convolved, latents, said, times, asked, answers, min(u.end_frame, limit), own)
+            lesson = Lesson(convolved, latents, said, times, asked, min(u.end_frame, limit), own)
             if len(said) < SLOTS * len(latents):
                 self.lessons["own" if own else u.split].append(lesson)
         sample = np.concatenate([x.convolved for x in self.lessons["train"][::17]]).astype(np.float32)
@@ -494,20 +462,7 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
         varied = [self._vary(rng.choice(kind.lessons), kind.frames, draws) for _ in range(size - len(own))]
         # Phones at their supposed times show the way; later on, their order counts more.
         guided = max(0.3, 1 - 3 * step / self.settings.steps)
-        batch = self._stack(own, varied, draws, kind.frames, kind.phones, guided)
-        if step < self.config.semantic_training.listening:
-            return batch
-        return replace(batch, hearing=self._hearing([*own, *varied], batch, rng))
-
-    def _hearing(self, lessons: Sequence[Lesson], batch: Batch, rng: random.Random) -> Hearing | None:
-        """What the listener gets of a batch."""
-        if self.listener is None:
-            return None
-        count = self.config.semantic_training.listened
-        calling = [i for i, lesson in enumerate(lessons) if lesson.answers] or [0]
-        chosen = rng.sample(calling, len(calling)) * count
-        heard = [(i, len(lessons[i].latents), lessons[i].end, lessons[i].answers) for i in chosen]
-        return self.listener.hearing(heard[:count], batch.places.shape[1], rng)
+        return self._stack(own, varied, draws, kind.frames, kind.phones, guided)
 
     def _vary(self, lesson: Lesson, most: int, draws: np.random.Generator) -> Lesson:
         """Slower or faster, in another voice's average spectrum, with noise; the frames' number stays even at 25 Hz."""
@@ -534,7 +489,7 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
         start = int(draws.integers(0, len(lesson.latents) - most + 1)) if draws.random() < 0.5 else 0
         end = start + most
         convolved, latents = lesson.convolved[2 * start : 2 * end], lesson.latents[start:end]
-        return Lesson(convolved, latents, (), np.zeros(1), 0, (), most, own=start == 0)
+        return Lesson(convolved, latents, (), np.zeros(1), 0, most, own=start == 0)
 
     def _stack(
         self,
@@ -661,15 +616,7 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
         loss = parts["phones"] + batch.guided[0] * spoken + parts["asked"] + 2 * moved + 0.5 * unlike
         # Codewords that stay don't come to meet what is to find them.
         loss = loss + (0.25 if self.config.semantic_training.keep else 0.1) * parts["commitment"]
-        if self.listener and batch.hearing:
-            parts |= self.listener.losses(batch.hearing, self._reply(self.listener, batch.hearing, coded, known))
-            loss = loss + parts["answered"] + _WAITED * parts["waited"]
         return loss, (coded.semantic, coded.codes), parts
-
-    def _reply(self, listener: Listener, hearing: Hearing, coded: Encoding, known: Tensors) -> Reply:
-        """What the listener answers."""
-        book = mx.stop_gradient(codebook(known, "rvq_first", 0))
-        return listener.reply(hearing, coded.semantic[hearing.lessons], coded.codes[hearing.lessons], book)
 
     def _heard(self, free: Tensors, words: mx.array) -> Heard:
         B, frames, _ = words.shape
@@ -683,7 +630,8 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
     def _as_it_was(self, latents: mx.array) -> tuple[mx.array, mx.array]:
         """What acoustic codebooks and decoder got from these latents before: [B, F, width] and [B, F, dimension]."""
         start = self.start
-        _, words = look_up(start, latents @ start[f"{_FIRST}.input_proj.weight"][:, :, 0].T)
+        semantic = latents @ start[f"{_FIRST}.input_proj.weight"][:, :, 0].T
+        _, words = look_up(codebook(start, "rvq_first", 0), semantic)
         rest = latents @ start[f"{_REST}.input_proj.weight"][:, :, 0].T
         return rest, words @ start[f"{_FIRST}.output_proj.weight"][:, :, 0].T
 
@@ -744,28 +692,18 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
         return np.concatenate(found)
 
     def evaluate(self) -> dict[str, float]:
-        """How many of the held-out voices' questions the teacher knows from their codes, by split.
-
-        Besides, to how many of them the listener gives one of the right answers.
-        """
+        """How many of the held-out voices' questions the teacher knows from their codes, by split."""
         result = {}
         for split in ("known", "held_out"):
             right: list[bool] = []
-            answered: list[bool] = []
             lessons = sorted((x for x in self.lessons[split] if x.asked), key=lambda lesson: len(lesson.latents))
             for first in range(0, len(lessons), 64):
                 some = lessons[first : first + 64]
                 batch = self._stack([], some, np.random.default_rng(first))
                 coded = picked(encode({**self.fixed, **self.free}, self.shape, batch.streams), batch.places)
-                codes = np.array(coded.codes)
-                calling = [(codes[i, : len(x.latents)], x.answers) for i, x in enumerate(some) if x.answers]
-                if self.listener and calling:
-                    answered += self.listener.understands(calling, first)
                 asked = self._heard(self.free, coded.words).asked
                 at = mx.minimum(batch.ends + _AFTER_END - 1, asked.shape[1] - 1)
                 found = mx.take_along_axis(asked, at[:, None, None], axis=1)[:, 0].argmax(axis=-1)
                 right += np.array(found == batch.asked).tolist()
             result[f"{split} asked"] = float(np.mean(right)) if right else 0.0
-            if answered:
-                result[f"{split} answered"] = float(np.mean(answered))
         return result
