@@ -78,9 +78,9 @@ def _train_lm(options: argparse.Namespace, console: Console) -> None:
         return
     if going_on:
         console.print(f"going on from step {trainer.step}")
-    with Progress(config.work, config.train.steps, console) as progress:
+    with Progress(config.work, config.train.steps, console, name=trainer.name) as progress:
         trainer.run(progress)
-    out = options.out or config.work / "model"
+    out = options.out or config.work / (f"model-{trainer.name}" if trainer.name else "model")
     export(trainer, out)
     _say_where(out, console)
 

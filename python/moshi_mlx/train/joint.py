@@ -38,7 +38,8 @@ from .semantic import Encoding, encode
 
 Tensors = dict[str, mx.array]
 
-_LEARNS = ("encoder_transformer.", "downsample.", "quantizer.rvq_first.input_proj.", "quantizer.rvq_rest.input_proj.")
+ENCODER = ("encoder_transformer.", "downsample.", "quantizer.rvq_first.input_proj.", "quantizer.rvq_rest.input_proj.")
+"""How the names of the codec's tensors begin that learn."""
 _FIRST = 10_000
 """The first frame's number: all below are codes."""
 _SLOWLY = 0.25
@@ -66,7 +67,7 @@ class JointTrainee(Trainee):
         # What starts with an underscore is none of a module's parameters.
         self._shape = MimiConfig.from_dict(codec_shape(codec))
         tensors = {name: tensor.astype(mx.float32) for name, tensor in codec_tensors(codec).items()}
-        self._before = {name: tensor for name, tensor in tensors.items() if name.startswith(_LEARNS)}
+        self._before = {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
         self._books = [mx.array(book) for book in codebooks(tensors)[:user_codebooks]]
         self._quantizer = {name: tensor for name, tensor in tensors.items() if name.startswith("quantizer.")}
         self.encoder = {name.replace(".", "/"): mx.zeros_like(tensor) for name, tensor in self._before.items()}
@@ -156,6 +157,8 @@ class JointTrainer(Trainer):
         CheckpointError: no codec there.
         ConfigError: as `Trainer`, or a corpus without features of this codec's convolutions.
     """
+
+    name = "encoder"
 
     def __init__(self, config: Config, init: Path | None = None):
         super().__init__(config, init)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -85,6 +85,9 @@ class Trainer:
     Raises:
         ConfigError: no corpus yet, or a configuration or weights to start from that don't fit it.
     """
+
+    name: ClassVar[str] = ""
+    """Of the kind of run, which its files are called after."""
 
     def __init__(self, config: Config, init: Path | None = None):
         self.config = config
@@ -356,6 +359,11 @@ class Trainer:
 
     # What a run needs to go on.
 
+    @property
+    def path(self) -> Path:
+        """Where the run's state is kept."""
+        return self.config.work / f"run{self.name and '-'}{self.name}.safetensors"
+
     def save(self) -> None:
         """Write the state of the run into the work folder, in place of the one before.
 
@@ -363,7 +371,7 @@ class Trainer:
             StorageError: disk full, no permission.
         """
         state = self._state()
-        path = self.config.work / "run.safetensors"
+        path = self.path
         with ResultFile(path) as file:
             part = path.with_suffix(".part.safetensors")
             mx.save_safetensors(str(part), dict(_flat(state)))
@@ -386,7 +394,7 @@ class Trainer:
         Raises:
             CheckpointError: it is of another configuration, or learned another codec's codes.
         """
-        path = self.config.work / "run.safetensors"
+        path = self.path
         if not path.exists():
             return False
         loaded = mx.load(str(path))
