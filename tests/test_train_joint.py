@@ -20,7 +20,7 @@ from moshi_mlx.mimi import Mimi
 from moshi_mlx.train.__main__ import main
 from moshi_mlx.train.codewords import embedded, look_up
 from moshi_mlx.train.config import Config
-from moshi_mlx.train.corpus import ANSWERS, codec_tensors
+from moshi_mlx.train.corpus import ANSWERS, codec_tensors, read_shard
 from moshi_mlx.train.data import recode
 from moshi_mlx.train.export import export
 from moshi_mlx.train.joint import JointTrainer
@@ -226,3 +226,17 @@ def test_a_corpus_without_features_is_refused_with_what_to_do(spoken: Config, tm
     shutil.rmtree(tmp_path / "features")
     with pytest.raises(ConfigError, match="features: true"):
         JointTrainer(config)
+
+
+def test_a_corpus_without_backgrounds_is_refused_with_what_to_do(
+    spoken: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = read_shard
+    monkeypatch.setattr(
+        "moshi_mlx.train.joint.read_shard",
+        lambda path: [
+            dataclasses.replace(u, group="echoes") if u.group == "backgrounds" else u for u in everything(path)
+        ],
+    )
+    with pytest.raises(ConfigError, match="'backgrounds' under 'data'"):
+        JointTrainer(spoken)

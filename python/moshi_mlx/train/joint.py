@@ -18,6 +18,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ..config import LMConfig, MimiConfig
+from ..errors import ConfigError
 from ..lm.model import ZERO_TOKEN
 from .codewords import embedded, look_up
 from .config import Config, MixConfig
@@ -155,7 +156,7 @@ class JointTrainer(Trainer):
 
     Raises:
         CheckpointError: no codec there.
-        ConfigError: as `Trainer`, or a corpus without features of this codec's convolutions.
+        ConfigError: as `Trainer`, or a corpus without backgrounds or features of this codec's convolutions.
     """
 
     name = "encoder"
@@ -196,7 +197,12 @@ class JointTrainer(Trainer):
                     position += len(numbers)
                     codes = np.broadcast_to(numbers, (rows, len(numbers)))
                 result.append(replace(u, codes=codes))
-        self._frames = np.concatenate(frames) if frames else np.zeros((1, 2), np.float16)
+        if not any(u.group == "backgrounds" for u in result):
+            raise ConfigError(
+                f"{self.config.work}/corpus has no stream in which nobody speaks, which the encoder must hear, "
+                "too: make it anew with 'backgrounds' under 'data'."
+            )
+        self._frames = np.concatenate(frames)
         channels = self._frames.shape[1] // 2
         self._spread = self._frames[::41].astype(np.float32).reshape(-1, channels).std(axis=0)
         return result
