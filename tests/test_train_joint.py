@@ -1,8 +1,6 @@
 """Training the encoder along with the language model: the same codes as the codec's, both learn, all else stays."""
 
 import dataclasses
-import io
-import json
 import shutil
 from pathlib import Path
 
@@ -10,8 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from rich.console import Console
-from train_corpus import NANO, spoken_corpus
+from train_corpus import NANO, quietly, spoken_corpus
 
 import moshi_mlx
 from moshi_mlx.errors import ConfigError
@@ -25,7 +22,6 @@ from moshi_mlx.train.data import recode
 from moshi_mlx.train.export import export
 from moshi_mlx.train.joint import JointTrainer
 from moshi_mlx.train.loss import losses
-from moshi_mlx.train.progress import Progress
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("espeak-ng") or not (NANO / "codec").exists(), reason="needs espeak-ng and nano"
@@ -49,14 +45,6 @@ def in_folder(spoken: Config, folder: Path, **train: object) -> Config:
     for name in ("tokenizer.model", "script.yaml"):
         shutil.copy(spoken.work / name, folder)
     return dataclasses.replace(spoken, work=folder, train=dataclasses.replace(spoken.train, **train))
-
-
-def quietly(trainer: JointTrainer, steps: int | None = None) -> list[dict[str, float]]:
-    config = trainer.config
-    with Progress(config.work, config.train.steps, Console(file=io.StringIO()), every=1) as progress:
-        trainer.run(progress, steps)
-    lines = (config.work / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [entry for entry in map(json.loads, lines) if "scores" not in entry]
 
 
 def weights(trainer: JointTrainer) -> list[np.ndarray]:
@@ -181,10 +169,8 @@ def test_a_run_with_the_encoder_goes_on_from_one_without_in_the_same_folder(spok
     before, after = (codec_tensors(tmp_path / name / "codec") for name in ("model", "model-encoder"))
     assert any(not mx.array_equal(before[name], after[name]) for name in before)
     # Both moved from the same weights, so that there is a mean of both.
-    assert (
-        main(["mean", *(str(tmp_path / name) for name in ("model", "model-encoder")), "--out", str(tmp_path / "mean")])
-        == 0
-    )
+    both = [str(tmp_path / name) for name in ("model", "model-encoder")]
+    assert main(["mean", *both, "--out", str(tmp_path / "mean")]) == 0
     for name, tensor in codec_tensors(tmp_path / "mean" / "codec").items():
         middle = (before[name].astype(mx.float32) + after[name].astype(mx.float32)) / 2
         assert np.allclose(tensor.astype(mx.float32), middle, rtol=1e-2, atol=1e-3), name

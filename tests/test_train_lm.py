@@ -1,7 +1,6 @@
 """Training the language model: the loss is that of inference, it falls, a run resumes, the result converses."""
 
 import dataclasses
-import io
 import json
 import random
 import shutil
@@ -12,8 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from rich.console import Console
-from train_corpus import NANO, altered_codec, make_corpus
+from train_corpus import NANO, altered_codec, make_corpus, quietly
 
 import moshi_mlx
 from moshi_mlx.errors import CheckpointError, ConfigError
@@ -25,7 +23,6 @@ from moshi_mlx.train.export import export
 from moshi_mlx.train.lm import Trainer, grow
 from moshi_mlx.train.loss import Batch, Drill, losses, make_batch
 from moshi_mlx.train.mean import mean
-from moshi_mlx.train.progress import Progress
 from moshi_mlx.train.script import Script
 from moshi_mlx.train.tokenizer import train_tokenizer
 
@@ -42,14 +39,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work_in(corpus: Path, folder: Path) -> Config:
     shutil.copytree(corpus, folder, dirs_exist_ok=True)
     return Config.load(folder / "train.yaml")
-
-
-def quietly(trainer: Trainer, steps: int | None = None) -> list[dict[str, float]]:
-    config = trainer.config
-    with Progress(config.work, config.train.steps, Console(file=io.StringIO()), every=5) as progress:
-        trainer.run(progress, steps)
-    lines = (config.work / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [entry for entry in map(json.loads, lines) if "scores" not in entry]
 
 
 def test_the_training_loss_is_that_of_the_teacher_forced_model(corpus: Path, tmp_path: Path):

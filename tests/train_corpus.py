@@ -1,6 +1,8 @@
 """A small corpus made without synthesizers: every word has its own codes, the same in every rendering."""
 
 import dataclasses
+import io
+import json
 import shutil
 import zlib
 from collections.abc import Callable
@@ -8,11 +10,14 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from rich.console import Console
 
 import moshi_mlx
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import Utterance, write_shard
 from moshi_mlx.train.data import prepare
+from moshi_mlx.train.lm import Trainer
+from moshi_mlx.train.progress import Progress
 from moshi_mlx.train.render import ANSWER_LEAD, ANSWER_TAIL
 from moshi_mlx.train.script import Script, expand
 from moshi_mlx.train.tokenizer import train_tokenizer
@@ -133,3 +138,12 @@ def make_corpus(folder: Path) -> Path:
     (folder / "corpus").mkdir()
     write_shard(folder / "corpus" / "00000.npz", utterances)
     return folder / "train.yaml"
+
+
+def quietly(trainer: Trainer, steps: int | None = None) -> list[dict[str, float]]:
+    """Run a training without a screen; returns what it logged, scores aside."""
+    config = trainer.config
+    with Progress(config.work, config.train.steps, Console(file=io.StringIO()), every=5) as progress:
+        trainer.run(progress, steps)
+    lines = (config.work / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if "scores" not in entry]

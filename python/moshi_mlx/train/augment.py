@@ -81,3 +81,23 @@ def _with_peak_of(sound: np.ndarray, changed: np.ndarray) -> np.ndarray:
 def gain(sound: np.ndarray, db: float) -> np.ndarray:
     """Change the level, clipped as a sound card would."""
     return np.asarray(np.clip(sound * np.float32(10 ** (db / 20)), -1.0, 1.0), dtype=np.float32)
+
+
+def perturbed(
+    convolved: np.ndarray, spread: np.ndarray, gain: float, noise: float, draws: np.random.Generator
+) -> np.ndarray:
+    """What the codec's convolutions would make of another voice or microphone, about.
+
+    Args:
+        convolved: what they made of a stream, [F, C].
+        spread: of each channel, [C].
+        gain: of the channels' gains, the standard deviation of the logarithm.
+        noise: as a share of the spread.
+        draws: what decides both.
+
+    Returns:
+        [F, C].
+    """
+    gains = np.exp(draws.normal(0, gain, convolved.shape[1]))
+    result: np.ndarray = convolved * gains + draws.normal(0, noise, convolved.shape) * spread
+    return result

@@ -28,6 +28,7 @@ from ..errors import MoshiError
 from ..files import storage_errors
 from ..mimi import Mimi
 from ..mimi.weights import locate
+from .augment import perturbed
 from .config import Config
 from .corpus import (
     PERTURBED,
@@ -147,8 +148,7 @@ def _perturb(
         changed = {}
         for i, x in said.items():
             most = draws.uniform(0, config.data.perturbed)
-            gains = np.exp(draws.normal(0, most, x.shape[1]))
-            changed[i] = x * gains + draws.normal(0, most, x.shape) * spread
+            changed[i] = perturbed(x, spread, most, most, draws)
         codes = {i: found[:, -utterances[i].codes.shape[1] :] for i, found, _ in _encoded(mimi, changed)}
         write_shard(beside / f"{path.stem}-{version}.npz", [replace(utterances[i], codes=codes[i]) for i in said])
 

@@ -20,6 +20,7 @@ from mlx.utils import tree_map
 from ..config import LMConfig, MimiConfig
 from ..errors import ConfigError
 from ..lm.model import ZERO_TOKEN
+from .augment import perturbed
 from .codewords import embedded, look_up
 from .config import Config, MixConfig
 from .conversation import Conversation, missed
@@ -27,8 +28,7 @@ from .corpus import (
     Utterance,
     codebooks,
     codec_shape,
-    codec_tensors,
-    convolutions_of,
+    fingerprint,
     read_features,
     read_shard,
     shards_with_features,
@@ -59,15 +59,24 @@ class JointTrainee(Trainee):
     Args:
         config: of the language model.
         vocabulary, answers: of the auxiliary heads.
-        codec: folder of the codec to start from.
+        codec: the shape of the codec to start from.
+        weights: its tensors.
         user_codebooks: how many of its codebooks the user is heard with.
     """
 
-    def __init__(self, config: LMConfig, vocabulary: int, answers: int, codec: Path, user_codebooks: int):
+    def __init__(
+        self,
+        config: LMConfig,
+        vocabulary: int,
+        answers: int,
+        codec: MimiConfig,
+        weights: Mapping[str, mx.array],
+        user_codebooks: int,
+    ):
         super().__init__(config, vocabulary, answers)
         # What starts with an underscore is none of a module's parameters.
-        self._shape = MimiConfig.from_dict(codec_shape(codec))
-        tensors = {name: tensor.astype(mx.float32) for name, tensor in codec_tensors(codec).items()}
+        self._shape = codec
+        tensors = {name: tensor.astype(mx.float32) for name, tensor in weights.items()}
         self._before = {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
         self._books = [mx.array(book) for book in codebooks(tensors)[:user_codebooks]]
         self._quantizer = {name: tensor for name, tensor in tensors.items() if name.startswith("quantizer.")}
@@ -172,7 +181,8 @@ class JointTrainer(Trainer):
         return self.model
 
     def _trainee(self, vocabulary: int, answers: int) -> JointTrainee:
-        return JointTrainee(self.lm_config, vocabulary, answers, self.config.codec, self.config.mix.user_codebooks)
+        shape = MimiConfig.from_dict(codec_shape(self.config.codec))
+        return JointTrainee(self.lm_config, vocabulary, answers, shape, self._codec, self.config.mix.user_codebooks)
 
     @property
     def _mix(self) -> MixConfig:
@@ -181,7 +191,7 @@ class JointTrainer(Trainer):
 
     def _utterances(self) -> list[Utterance]:
         """The corpus, what users say with their frames' numbers among all features instead of codes."""
-        convolutions = convolutions_of(self.config.codec)
+        convolutions = fingerprint(self._codec, "encoder.")
         rows = self.config.codebooks
         result: list[Utterance] = []
         frames: list[np.ndarray] = []
@@ -227,8 +237,8 @@ class JointTrainer(Trainer):
         B, T, _ = features.shape
         for row in features.reshape(B, 2 * T, -1):
             if draws.random() < _VARIED:
-                row *= np.exp(draws.normal(0, draws.uniform(0, _GAIN), row.shape[1]))
-                row += self._spread * draws.normal(0, draws.uniform(0, _NOISE), row.shape)
+                gain, noise = draws.uniform(0, _GAIN), draws.uniform(0, _NOISE)
+                row[:] = perturbed(row, self._spread, gain, noise, draws)
         audible = [~missed(self.config.mix.user_codebooks, T, self.config.mix, draws).T for _ in range(B)]
         return Hearing(
             mx.array(features),

@@ -98,8 +98,8 @@ class Trainer:
             raise ConfigError(
                 f"The tokenizer has {self.tokenizer.size} pieces, the model's text_card is {self.lm_config.text_card}."
             )
-        codec = codec_tensors(config.codec)
-        self.began_with, books = fingerprint(codec, *CODES_FROM), codebooks(codec)
+        self._codec = codec_tensors(config.codec)
+        self.began_with, books = fingerprint(self._codec, *CODES_FROM), codebooks(self._codec)
         self.near = nearest_codes(books[0])
         self.read()
         self.processes = Processes()
@@ -131,7 +131,7 @@ class Trainer:
 
     def codec(self) -> dict[str, mx.array]:
         """The tensors of the codec that the trained model is for."""
-        return codec_tensors(self.config.codec)
+        return self._codec
 
     def _new_optimizer(self) -> optim.AdamW:
         train = self.config.train
