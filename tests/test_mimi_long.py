@@ -34,14 +34,17 @@ def test_memory_is_flat_over_a_stream(mimi):
     state = mimi.make_state()
     pcm = mx.random.normal((1, 1, FRAME_SIZE), key=mx.random.key(0))
 
-    def run(frames: int) -> int:
+    def lowest(frames: int) -> int:
+        """Of what is held after each of the frames: the last one's temporaries may be given back a little later."""
+        held = []
         for _ in range(frames):
             mx.eval(mimi.decode_step(mimi.encode_step(pcm, state), state), state.encoder, state.decoder)
-        mx.synchronize()  # the last frame's temporaries are given back after its results are there
-        return mx.get_active_memory()
+            mx.synchronize()
+            held.append(mx.get_active_memory())
+        return min(held[frames // 2 :])
 
-    early, late = run(20), run(200)
-    assert late <= early + 4096, f"{early} bytes after 20 frames, {late} after 220"
+    early, late = lowest(40), lowest(200)
+    assert late <= early + 1024, f"{early} bytes after 20 frames and more, {late} after 140 and more"
 
 
 def test_memory_does_not_grow_with_a_sound(mimi):
