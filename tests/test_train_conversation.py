@@ -58,7 +58,9 @@ def test_some_answers_come_late(parts: tuple[Script, list[Utterance], TextTokeni
                 first = end + waited[-1] - 1
                 assert not talk.wrong[first : first + 3].any(), "the answer itself is learned"
                 if waited[-1] > 3:
-                    assert talk.wrong[end + 2 : first].all() and not talk.wrong[end], "waiting is not"
+                    assert talk.overdue[end + 2 : first].all(), "waiting is not, beginning in any of its frames is"
+                    assert (talk.wanted[end + 2 : first + 1] == END_OF_PADDING).all() and talk.wanted[end] == PADDING
+                    assert (talk.text[end:first] == PADDING).all()
     late = [gap for gap in waited if gap not in (2, 3)]
     assert 0.2 < len(late) / len(waited) < 0.4
     assert min(late) >= 6 and max(late) <= 16 and len(set(late)) > 5
@@ -69,7 +71,8 @@ def test_moshi_is_measured_on_conversations_without_its_mistakes(parts: tuple[Sc
         PLAIN, late_answers=1.0, late_gap=(6, 16), interruptions=0.5, late_stops=1.0, overruns=1.0, slips=1.0
     )
     training, measuring = (Mixer(*parts, often, split).draw(random.Random(1)) for split in ("train", "known"))
-    assert training.wrong.any() and measuring.turns and not measuring.wrong.any()
+    assert training.wrong.any() and training.overdue.any()
+    assert measuring.turns and not measuring.wrong.any() and not measuring.overdue.any()
 
 
 def test_a_conversation_ends_though_every_answer_is_interrupted(parts: tuple[Script, list[Utterance], TextTokenizer]):
@@ -122,7 +125,7 @@ def test_in_drills_an_answer_can_come_too_late(parts: tuple[Script, list[Utteran
         ((end, _, _),) = talk.turns
         if end + 12 < talk.text.size and not talk.speaking[end + 4]:
             late += 1
-            assert talk.speaking[end + 9] and talk.wrong[end + 2 : end + 4].all(), "waiting is not to be learned"
+            assert talk.speaking[end + 9] and talk.overdue[end + 2 : end + 4].all(), "waiting is not to be learned"
     assert 15 < late < 45
 
 

@@ -18,10 +18,11 @@ from moshi_mlx.errors import CheckpointError, ConfigError
 from moshi_mlx.layers import can_compile
 from moshi_mlx.train.__main__ import main
 from moshi_mlx.train.config import Config
+from moshi_mlx.train.conversation import END_OF_PADDING, PADDING
 from moshi_mlx.train.corpus import read_corpus, write_shard
 from moshi_mlx.train.export import export
 from moshi_mlx.train.lm import Trainer, grow
-from moshi_mlx.train.loss import Batch, Drill, losses, make_batch
+from moshi_mlx.train.loss import Batch, Drill, losses, make_batch, make_drill
 from moshi_mlx.train.mean import mean
 from moshi_mlx.train.script import Script
 from moshi_mlx.train.tokenizer import train_tokenizer
@@ -69,6 +70,24 @@ def test_what_is_wrong_in_a_conversation_is_not_learned(corpus: Path, tmp_path: 
     found = losses(trainer.model, dataclasses.replace(batch, text=mx.array(others[None])))
     assert np.allclose(found["words"].item(), expected["words"].item(), rtol=1e-5)
     assert np.allclose(found["padding"].item(), expected["padding"].item(), rtol=1e-5)
+
+
+def test_where_an_answer_is_overdue_its_beginning_is_learned_but_silence_is_heard(corpus: Path, tmp_path: Path):
+    trainer = Trainer(work_in(corpus, tmp_path))
+    config = trainer.lm_config
+    talk = trainer.mixers["train"].draw(random.Random(1))
+    overdue = np.zeros(talk.text.size, bool)
+    overdue[np.flatnonzero(talk.text == PADDING)[[5, 6, 7]]] = True
+    late = dataclasses.replace(talk, overdue=overdue, openings=[])
+    frames = talk.text.size
+    whole = make_batch([late], config, np.random.default_rng(0), frames, 0.5)
+    part = make_batch([late], config, np.random.default_rng(0), frames // 2, 0.5, window=frames // 2)
+    for batch in (whole, part, make_drill([late], config)):
+        text, inputs = np.array(batch.text)[0], np.array(batch.inputs)[0, 0]
+        learned = np.flatnonzero(overdue[: text.size])
+        assert (text[learned] == END_OF_PADDING).all() and (inputs[1:][learned[:-1]] == PADDING).all()
+        others = np.setdiff1d(np.arange(text.size), learned)
+        assert (text[others] == talk.text[others]).all()
 
 
 def test_training_lowers_every_loss_and_yields_a_model_that_loads_and_speaks(corpus: Path, tmp_path: Path):

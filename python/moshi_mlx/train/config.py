@@ -77,8 +77,8 @@ class MixConfig:
         window: length of the part of it that a training step sees; half of them start with the conversation, the
             others where a later question does.
         answer_gap: from the end of a question to Moshi's answer.
-        late_answers: share of the answers that come later than that. Not the waiting is to be learned, but that for a
-            model that missed the moment, or was not sure that the question had ended, it isn't too late.
+        late_answers: share of the answers that come later than that. Not the waiting is to be learned, but that a model
+            that missed the moment, or was not sure that the question had ended, begins as soon as it is.
         late_gap: from the end of a question to such an answer.
         stop_gap: from the start of an interruption to Moshi's silence.
         turn_gap: from the end of an answer to the next question; half of them are in the range's first eighth.

@@ -70,9 +70,10 @@ class Conversation:
             user says, speaking through a "mm-hm".
         onsets: the first frames in which an answer sounds, bool [T]: before its words do, the codes there tell which
             answer it will be.
+        overdue: the frames in which Moshi is still silent though it should have answered, bool [T]: that it begins is
+            to be learned in each of them.
         wrong: frames that are as they should not be, bool [T]: Moshi still speaks though it should have fallen silent,
-            is still silent though it should have answered, or begins an answer to something else. What follows is to
-            be learned, they themselves are not.
+            or begins an answer to something else. What follows is to be learned, they themselves are not.
         turns: what was asked and when: (frame of the question's end, intent, expected answer).
         openings: frames in which both are silent and a question follows that needs nothing said before.
     """
@@ -86,6 +87,7 @@ class Conversation:
     stopping: np.ndarray
     minded: np.ndarray
     onsets: np.ndarray
+    overdue: np.ndarray
     wrong: np.ndarray
     turns: list[tuple[int, str, str]]
     openings: list[int]
@@ -94,6 +96,11 @@ class Conversation:
     def codes(self) -> np.ndarray:
         """All streams as the model takes them, int32 [1 + K + L, T]."""
         return np.concatenate([self.text[None], self.moshi, self.user])
+
+    @property
+    def wanted(self) -> np.ndarray:
+        """What is to be learned of Moshi's text stream where it isn't wrong, int32 [T]."""
+        return np.where(self.overdue, END_OF_PADDING, self.text).astype(np.int32)
 
 
 class Answer:
@@ -238,6 +245,7 @@ class Mixer:
                 self._background(rng, frames),
                 np.zeros(frames, np.int32),
                 np.zeros(frames, np.int32),
+                np.zeros(frames, bool),
                 np.zeros(frames, bool),
                 np.zeros(frames, bool),
                 np.zeros(frames, bool),
@@ -403,7 +411,7 @@ class _Talk:
         waits = self.rng.random() < config.late_answers and self.mixer.split == "train"
         start = end + self.rng.randint(*(config.late_gap if waits else config.answer_gap))
         # The frames in which Moshi misses the moment, from the mark before the first word on.
-        talk.wrong[max(0, end + config.answer_gap[1] - 1) : max(0, start - 1)] = True
+        talk.overdue[max(0, end + config.answer_gap[1] - 1) : max(0, start - 1)] = True
         talk.asked[max(0, end) : max(0, start + 1)] = self.mixer.numbers[answer]
         return start
 
@@ -533,6 +541,7 @@ def cut(talk: Conversation, first: int, frames: int) -> Conversation:
         talk.stopping[part],
         talk.minded[part],
         talk.onsets[part],
+        talk.overdue[part],
         talk.wrong[part],
         [(end - first, intent, answer) for end, intent, answer in talk.turns if first <= end < first + frames],
         [frame - first for frame in talk.openings if first <= frame < first + frames],

@@ -7,7 +7,7 @@ codebooks stay: what Moshi says, and what the decoder makes of it, remains as it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,30 +104,40 @@ class JointTrainee(Trainee):
         Returns:
             [B, T, D], and how far latents are from what they found.
         """
-        coded = self.encoding(features)
         entries, first = self.lm.config.card + 1, self.lm.config.dep_q
-        apart, result = mx.array(0.0), mx.array(0.0)
-        left = whole = coded.semantic
-        for k, book in enumerate(self._books):
-            if k == 1:
-                apart = _share(left, whole)
-                left = whole = coded.rest
+
+        def find(k: int, left: mx.array) -> tuple[mx.array, mx.array]:
             table = self.lm.audio_emb.weight[(first + k) * entries : (first + k + 1) * entries - 1]
-            words, found = embedded(book, left, table)
-            result = result + words * audible[:, :, k : k + 1]
-            left = left - found
-        return result, apart + _share(left, whole)
+            words, found = embedded(self._books[k], left, table)
+            return words * audible[:, :, k : k + 1], found
+
+        words, apart = self._follow(self.encoding(features), find)
+        return sum(words, mx.array(0.0)), apart
 
     def codes(self, features: mx.array) -> mx.array:
         """The codes of features [B, T, 2 C], int32 [B, L, T]."""
-        coded = self.encoding(features)
-        left, result = coded.semantic, []
-        for k, book in enumerate(self._books):
-            left = coded.rest if k == 1 else left
-            codes, found = look_up(book, left)
+        found, _ = self._follow(self.encoding(features), lambda k, left: look_up(self._books[k], left))
+        return mx.stack(found, axis=1).astype(mx.int32)
+
+    def _follow(
+        self, coded: Encoding, find: Callable[[int, mx.array], tuple[mx.array, mx.array]]
+    ) -> tuple[list[mx.array], mx.array]:
+        """From codebook to codebook: `find` gets its number and what those before left of the latents.
+
+        Returns:
+            what `find` made of each, beside the words that it found, and how far latents are from what they found.
+        """
+        result = []
+        apart = mx.array(0.0)
+        left = whole = coded.semantic
+        for k in range(len(self._books)):
+            if k == 1:
+                apart = _share(left, whole)
+                left = whole = coded.rest
+            made, found = find(k, left)
+            result.append(made)
             left = left - found
-            result.append(codes)
-        return mx.stack(result, axis=1).astype(mx.int32)
+        return result, apart + _share(left, whole)
 
 
 def _share(left: mx.array, whole: mx.array) -> mx.array:

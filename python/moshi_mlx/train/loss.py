@@ -98,12 +98,13 @@ def make_batch(
     minded = np.stack([c.minded for c in conversations])
     onsets = np.stack([c.onsets for c in conversations])
     wrong = np.stack([c.wrong for c in conversations])
+    text = np.stack([c.wanted for c in conversations])
     streams = delayed(codes, config)
     if window is not None and window < codes.shape[2]:
         first = [_opening(c, window, draws) for c in conversations]
-        codes, speaking, heard, asked, stopping, minded, onsets, wrong = (
+        codes, text, speaking, heard, asked, stopping, minded, onsets, wrong = (
             np.stack([x[..., a : a + window] for x, a in zip(xs, first, strict=True)])
-            for xs in (codes, speaking, heard, asked, stopping, minded, onsets, wrong)
+            for xs in (codes, text, speaking, heard, asked, stopping, minded, onsets, wrong)
         )
         streams = np.stack([x[:, a : a + window + 1] for x, a in zip(streams, first, strict=True)])
     T = codes.shape[2]
@@ -126,7 +127,7 @@ def make_batch(
     depth_inputs, depth_targets = _depth(streams, rows, config)
     return Batch(
         inputs=mx.array(streams[:, :, :T]),
-        text=mx.array(codes[:, 0]),
+        text=mx.array(text),
         rows=mx.array(rows.astype(np.int32)),
         depth_inputs=depth_inputs,
         depth_targets=depth_targets,
@@ -195,7 +196,7 @@ def make_drill(questions: Sequence[Conversation], config: LMConfig) -> Drill:
     depth_inputs, depth_targets = _depth(streams, rows, config)
     return Drill(
         inputs=mx.array(streams[:, :, :-1]),
-        text=mx.array(codes[:, 0]),
+        text=mx.array(np.stack([c.wanted for c in questions])),
         rows=mx.array(rows.astype(np.int32)),
         depth_inputs=depth_inputs,
         depth_targets=depth_targets,
