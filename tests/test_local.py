@@ -164,9 +164,14 @@ def test_a_terminal_that_closes_ends_the_run_as_ctrl_c_does(tmp_path: Path) -> N
     write_wav(tmp_path / "long.wav", np.zeros(24_000 * 600))
     results = ("--output", "a.wav", "--transcript", "t.json", "--save", "talk")
     ours, theirs = pty.openpty()
+
+    def at_a_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+
     process = subprocess.Popen(
         command_line("--input", "long.wav", *results), cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        start_new_session=True, preexec_fn=at_a_terminal,
     )  # fmt: skip
     os.close(theirs)
     os.set_blocking(ours, False)
