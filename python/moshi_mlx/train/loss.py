@@ -17,7 +17,7 @@ import numpy as np
 from ..config import LMConfig
 from ..fast_math import cross_entropy
 from ..lm import LMModel
-from .conversation import END_OF_PADDING, ONSET, PADDING, Conversation, is_word
+from .conversation import END_OF_PADDING, ONSET, PADDING, Conversation, cut, is_word
 
 DEFAULT_WEIGHTS = {
     "text": 2.0, "text_padding": 0.3, "semantic": 10.0, "acoustic": 1.0, "silence": 0.3, "heard": 0.5, "asked": 0.5,
@@ -90,24 +90,17 @@ def make_batch(
     window: int | None = None,
 ) -> Batch:
     """Stack conversations, or a window of each, and choose the frames on which the depth transformer is trained."""
-    codes = np.stack([c.codes for c in conversations])
+    streams = delayed(np.stack([c.codes for c in conversations]), config)
+    if window is not None and window < streams.shape[2] - 1:
+        first = [_opening(c, window, draws) for c in conversations]
+        conversations = [cut(c, a, window) for c, a in zip(conversations, first, strict=True)]
+        # What is read is what the delays brought there, from before the window, too.
+        streams = np.stack([x[:, a : a + window + 1] for x, a in zip(streams, first, strict=True)])
     speaking = np.stack([c.speaking for c in conversations])
-    heard = np.stack([c.heard for c in conversations])
-    asked = np.stack([c.asked for c in conversations])
     stopping = np.stack([c.stopping for c in conversations])
     minded = np.stack([c.minded for c in conversations])
     onsets = np.stack([c.onsets for c in conversations])
     wrong = np.stack([c.wrong for c in conversations])
-    text = np.stack([c.wanted for c in conversations])
-    streams = delayed(codes, config)
-    if window is not None and window < codes.shape[2]:
-        first = [_opening(c, window, draws) for c in conversations]
-        codes, text, speaking, heard, asked, stopping, minded, onsets, wrong = (
-            np.stack([x[..., a : a + window] for x, a in zip(xs, first, strict=True)])
-            for xs in (codes, text, speaking, heard, asked, stopping, minded, onsets, wrong)
-        )
-        streams = np.stack([x[:, a : a + window + 1] for x, a in zip(streams, first, strict=True)])
-    T = codes.shape[2]
     stops = np.flatnonzero((stopping & ~speaking) | (minded & speaking & ~wrong))
     stops = draws.permutation(stops)[: depth_frames // 4]
     begun = np.setdiff1d(np.flatnonzero(onsets & speaking & ~wrong), stops)
@@ -126,15 +119,15 @@ def make_batch(
     counted = (speaking | stopping).reshape(-1)
     depth_inputs, depth_targets = _depth(streams, rows, config)
     return Batch(
-        inputs=mx.array(streams[:, :, :T]),
-        text=mx.array(text),
+        inputs=mx.array(streams[:, :, :-1]),
+        text=mx.array(np.stack([c.wanted for c in conversations])),
         rows=mx.array(rows.astype(np.int32)),
         depth_inputs=depth_inputs,
         depth_targets=depth_targets,
         depth_speech=mx.array(counted[rows].astype(np.float32)),
         depth_onset=mx.array(np.isin(rows, begun).astype(np.float32)),
-        heard=mx.array(heard),
-        asked=mx.array(asked),
+        heard=mx.array(np.stack([c.heard for c in conversations])),
+        asked=mx.array(np.stack([c.asked for c in conversations])),
         minded=mx.array((stopping | minded).astype(np.float32)),
         learned=mx.array((~wrong).astype(np.float32)),
     )
