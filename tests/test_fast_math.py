@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from moshi_mlx.fast_math import cross_entropy, decay, fading, sigmoid
+from moshi_mlx.fast_math import cross_entropy, decay, fading, sigmoid, softmax
 from moshi_mlx.lm.transformer import GatedMLP
 from moshi_mlx.mimi.activations import gelu
 
@@ -52,6 +52,11 @@ def test_cross_entropy_and_its_gradient() -> None:
         return mx.grad(lambda x: (weights * f(x, targets)).sum())(logits)
 
     assert largest(gradient(cross_entropy) - gradient(nn.losses.cross_entropy)) < 2e-5
+
+
+def test_softmax() -> None:
+    logits = 8 * mx.random.normal((3, 7, 501), key=mx.random.key(6))
+    assert largest(softmax(logits) - mx.softmax(logits, axis=-1)) < 1e-5
 
 
 def test_many_rows_are_gated_like_few() -> None:

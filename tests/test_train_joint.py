@@ -15,7 +15,7 @@ from moshi_mlx.errors import ConfigError
 from moshi_mlx.layers import can_compile
 from moshi_mlx.mimi import Mimi
 from moshi_mlx.train.__main__ import main
-from moshi_mlx.train.codewords import embedded, look_up
+from moshi_mlx.train.codewords import look_up, look_up_softly
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import ANSWERS, codec_tensors, read_shard
 from moshi_mlx.train.data import recode
@@ -101,18 +101,47 @@ def test_the_gradients_reach_what_is_audible_alone(spoken: Config):
     assert (found > 0).mean() > 0.3
 
 
-def test_embeddings_learn_where_they_were_found_and_latents_from_their_neighbours():
+def test_latents_are_pulled_as_by_a_mean_of_their_neighbours_embeddings():
     draws = np.random.default_rng(0)
-    book, latents, table = (mx.array(draws.normal(size=s).astype(np.float32)) for s in ((6, 3), (1, 4, 3), (6, 2)))
+    book, latents, table, back = (
+        mx.array(draws.normal(size=s).astype(np.float32)) for s in ((6, 3), (1, 4, 3), (6, 2), (1, 4, 2))
+    )
     codes, words = look_up(book, latents)
     distances = ((np.array(latents)[0, :, None] - np.array(book)) ** 2).sum(-1)
     assert np.array(codes)[0].tolist() == distances.argmin(1).tolist()
-    found, same = embedded(book, latents, table)
-    assert np.allclose(found, np.array(table)[np.array(codes)], atol=1e-6)
-    assert np.array_equal(words, same)
-    moved = np.array(mx.grad(lambda t: embedded(book, latents, t)[0].sum())(table))
-    assert moved[:, 0].tolist() == [float((np.array(codes) == k).sum()) for k in range(6)]
-    assert np.abs(np.array(mx.grad(lambda x: embedded(book, x, table)[0].sum())(latents))).min() > 0
+    same_codes, same_words, pull = look_up_softly(book, latents, table)
+    assert np.array_equal(codes, same_codes) and np.array_equal(words, same_words)
+    assert pull.shape == (1, 4, 2) and not np.array(pull).any()
+
+    def mean(x: mx.array) -> mx.array:
+        apart = (x[..., None, :] - book).square().sum(axis=-1)
+        nearness = -0.5 * apart / (0.1 * mx.stop_gradient(apart.min(axis=-1).mean()))
+        return mx.softmax(nearness, axis=-1) @ table
+
+    wanted = mx.grad(lambda x: (mean(x) * back).sum())(latents)
+    found = mx.grad(lambda x: (look_up_softly(book, x, table)[2] * back).sum())(latents)
+    assert np.abs(np.array(wanted)).min() > 0
+    assert np.allclose(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_embeddings_learn_where_they_were_found(spoken: Config):
+    trainer = JointTrainer(spoken)
+    trainee, step = trainer.trainee, trainer.batch(0)
+    features, audible = step.features, mx.ones_like(step.audible)
+    codes = np.array(trainee.codes(features))
+    weight = trainee.lm.audio_emb.weight
+
+    def summed(weight: mx.array) -> mx.array:
+        trainee.lm.audio_emb.weight = weight
+        return trainee.hear(features, audible)[0].sum()
+
+    moved = np.array(mx.grad(summed)(weight))
+    trainee.lm.audio_emb.weight = weight
+    entries, first = trainee.lm.config.card + 1, trainee.lm.config.dep_q
+    counts = np.zeros(moved.shape)
+    for k in range(codes.shape[1]):
+        np.add.at(counts, (first + k) * entries + codes[:, k].reshape(-1), 1)
+    assert counts.any() and np.array_equal(moved, counts)
 
 
 def test_both_learn_and_what_moshi_says_stays(spoken: Config, tmp_path: Path):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import mlx.core as mx
+
+from ..fast_math import softmax
 
 _NEARNESS = 0.1
 """Of a softmax over the codewords' squared distances, relative to their mean between latents and what they found."""
@@ -13,26 +17,37 @@ def look_up(book: mx.array, latents: mx.array) -> tuple[mx.array, mx.array]:
     return _found(book, _likeness(book, latents))
 
 
-def embedded(book: mx.array, latents: mx.array, table: mx.array) -> tuple[mx.array, mx.array]:
-    """Embeddings of the codewords nearest to latents, and the words.
+def look_up_softly(book: mx.array, latents: mx.array, table: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Numbers and words as `look_up` gives them, and zeros to add to the embeddings of what was found.
 
-    The gradients reach the embeddings of what was found, and the latents as if an embedding were the mean of all,
-    weighted by how near their codewords are (the straight-through estimator of Bengio et al. 2013 on a softmax of the
-    distances).
+    Through the zeros gradients reach the latents as if the embedding were the mean of all, weighted by how near their
+    codewords are (the straight-through estimator of Bengio et al. 2013 on a softmax of the distances).
 
     Args:
         book: [bins, width].
-        latents: [..., width].
-        table: of the codewords' embeddings, [bins, D].
+        latents: float32 [..., width].
+        table: of the codewords' embeddings, [bins, D]; no gradients reach it.
 
     Returns:
-        [..., D], and, without gradients, [..., width].
+        int32 [...], [..., width] without gradients, and [..., D].
     """
     likeness = _likeness(book, latents)
     codes, words = _found(book, likeness)
     apart = mx.stop_gradient((latents - words).square().sum(axis=-1).mean())
-    near = mx.softmax(likeness / (_NEARNESS * apart + 1e-9), axis=-1) @ mx.stop_gradient(table)
-    return table[codes] + near - mx.stop_gradient(near), words
+    return codes, words, cast(mx.array, _pull(likeness / (_NEARNESS * apart + 1e-9), table))
+
+
+@mx.custom_function
+def _pull(scores: mx.array, table: mx.array) -> mx.array:
+    return mx.zeros((*scores.shape[:-1], table.shape[-1]))
+
+
+@_pull.vjp
+def _pull_back(primals: tuple[mx.array, mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+    scores, table = primals
+    shares = softmax(scores)
+    gains = shares * (cotangent @ table.T)
+    return gains - shares * gains.sum(axis=-1, keepdims=True), mx.zeros_like(table)
 
 
 def _likeness(book: mx.array, latents: mx.array) -> mx.array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,7 +21,7 @@ from ..config import LMConfig, MimiConfig
 from ..errors import ConfigError
 from ..lm.model import ZERO_TOKEN
 from .augment import perturbed
-from .codewords import embedded, look_up
+from .codewords import look_up, look_up_softly
 from .config import Config, MixConfig
 from .conversation import Conversation, missed
 from .corpus import (
@@ -38,6 +38,7 @@ from .loss import Arrays, Batch, Drill, Score, Trainee, batch_of, loss_name, los
 from .semantic import Encoding, encode
 
 Tensors = dict[str, mx.array]
+Made = TypeVar("Made")
 
 ENCODER = ("encoder_transformer.", "downsample.", "quantizer.rvq_first.input_proj.", "quantizer.rvq_rest.input_proj.")
 """How the names of the codec's tensors begin that learn."""
@@ -104,15 +105,20 @@ class JointTrainee(Trainee):
         Returns:
             [B, T, D], and how far latents are from what they found.
         """
-        entries, first = self.lm.config.card + 1, self.lm.config.dep_q
+        entries = self.lm.config.card + 1
+        first, last = (self.lm.config.dep_q + k for k in (0, len(self._books)))
+        # One lookup in one table: a gradient of each book's part would be as large as the whole.
+        table = self.lm.audio_emb.weight[first * entries : last * entries]
+        still = mx.stop_gradient(table)
 
-        def find(k: int, left: mx.array) -> tuple[mx.array, mx.array]:
-            table = self.lm.audio_emb.weight[(first + k) * entries : (first + k + 1) * entries - 1]
-            words, found = embedded(self._books[k], left, table)
-            return words * audible[:, :, k : k + 1], found
+        def find(k: int, left: mx.array) -> tuple[tuple[mx.array, mx.array], mx.array]:
+            codes, found, pull = look_up_softly(self._books[k], left, still[k * entries : (k + 1) * entries - 1])
+            return (codes + k * entries, pull * audible[:, :, k : k + 1]), found
 
-        words, apart = self._follow(self.encoding(features), find)
-        return sum(words, mx.array(0.0)), apart
+        made, apart = self._follow(self.encoding(features), find)
+        codes = mx.stack([codes for codes, _ in made], axis=-1)
+        embeddings = (table[codes] * audible[..., None]).sum(axis=-2)
+        return embeddings + sum((pull for _, pull in made), mx.array(0.0)), apart
 
     def codes(self, features: mx.array) -> mx.array:
         """The codes of features [B, T, 2 C], int32 [B, L, T]."""
@@ -120,8 +126,8 @@ class JointTrainee(Trainee):
         return mx.stack(found, axis=1).astype(mx.int32)
 
     def _follow(
-        self, coded: Encoding, find: Callable[[int, mx.array], tuple[mx.array, mx.array]]
-    ) -> tuple[list[mx.array], mx.array]:
+        self, coded: Encoding, find: Callable[[int, mx.array], tuple[Made, mx.array]]
+    ) -> tuple[list[Made], mx.array]:
         """From codebook to codebook: `find` gets its number and what those before left of the latents.
 
         Returns:
