@@ -21,6 +21,7 @@ from moshi_mlx.train.config import Config
 from moshi_mlx.train.conversation import END_OF_PADDING, PADDING
 from moshi_mlx.train.corpus import read_corpus, write_shard
 from moshi_mlx.train.export import export
+from moshi_mlx.train.heads import Head, mean_heads, read_heads, write_heads
 from moshi_mlx.train.lm import Trainer, grow
 from moshi_mlx.train.loss import Batch, Drill, losses, make_batch, make_drill
 from moshi_mlx.train.mean import mean
@@ -145,6 +146,7 @@ def test_drills_teach_listening_and_which_answer_begins(corpus: Path, tmp_path: 
 def test_where_a_run_starts_from_other_weights_the_heads_learn_first(corpus: Path, tmp_path: Path):
     config = work_in(corpus, tmp_path)
     export(Trainer(config), tmp_path / "model", averaged=False)
+    (tmp_path / "model" / "heads.safetensors").unlink()
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, heads=6, save=1))
     tuned = Trainer(config, init=tmp_path / "model")
     start = {name: mx.array(value) for name, value in tree_flatten(tuned.model.parameters())}
@@ -164,6 +166,31 @@ def test_where_a_run_starts_from_other_weights_the_heads_learn_first(corpus: Pat
     assert Trainer(config).heads == 0, "all of it is new: nothing would be lost"
     short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=8))
     assert Trainer(short, init=tmp_path / "model").heads == 2, "a short run trains the model, too"
+
+
+def test_a_run_goes_on_with_the_heads_of_the_run_before(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    before = Trainer(config)
+    learned = {name: before.model[name].weight + 1 for name in ("heard", "asked")}
+    before.model.update({name: {"weight": weight} for name, weight in learned.items()})
+    export(before, tmp_path / "model", averaged=False)
+    after = Trainer(config, init=tmp_path / "model")
+    assert after.heads == 0
+    for name, weight in learned.items():
+        assert mx.allclose(after.model[name].weight, weight, atol=2e-3), name
+
+
+def test_heads_are_found_by_what_they_tell(tmp_path: Path):
+    weight = mx.arange(8.0).reshape(4, 2)
+    write_heads(tmp_path, {"heard": Head(weight, ("a", "b", "c"))})
+    head = read_heads(tmp_path)["heard"]
+    assert mx.array_equal(head.of(["c", "a"]), weight[mx.array([0, 3, 1])])
+    assert head.of(["a", "d"]) is None
+    other = {"heard": Head(weight[mx.array([0, 2, 1, 3])] + 4, ("b", "a", "c"))}
+    assert mx.array_equal(mean_heads([{"heard": head}, other], [0.75, 0.25])["heard"].weight, weight + 1)
+    assert mean_heads([{"heard": head}, {}], [0.5, 0.5]) == {}
+    write_heads(tmp_path, {})
+    assert read_heads(tmp_path) == {}
 
 
 def test_a_run_of_a_version_without_steps_for_heads_alone_goes_on(corpus: Path, tmp_path: Path):
@@ -278,6 +305,8 @@ def test_the_mean_of_models_lies_between_them(corpus: Path, tmp_path: Path, caps
     for name, x in weights[2].items():
         assert mx.allclose(x, 0.75 * weights[0][name] + 0.25 * weights[1][name], atol=2e-3), name
     assert sum(not mx.allclose(x, weights[0][name], atol=2e-3) for name, x in weights[2].items()) > 5
+    heads = [read_heads(Path(folder))["heard"].weight for folder in (one, two, str(tmp_path / "mean"))]
+    assert mx.allclose(heads[2], 0.75 * heads[0] + 0.25 * heads[1], atol=2e-3)
     moshi_mlx.load(tmp_path / "mean")
 
 
@@ -394,3 +423,14 @@ def test_training_without_a_corpus_says_what_to_run(corpus: Path, tmp_path: Path
     shutil.rmtree(tmp_path / "corpus")
     assert main(["lm", str(tmp_path / "train.yaml")]) == ConfigError.exit_code
     assert "moshi_mlx.train.data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["labels", "rows", "cut"])
+def test_damaged_heads_are_refused_with_what_to_do(tmp_path: Path, damage: str):
+    labels = {"labels": "a", "rows": '["a"]', "cut": '["a", "b", "c"]'}[damage]
+    path = tmp_path / "heads.safetensors"
+    mx.save_safetensors(str(path), {"heard": mx.zeros((4, 2))}, {"heard": labels})
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match="Download" if damage == "cut" else "Delete it"):
+        read_heads(tmp_path)

@@ -152,7 +152,7 @@ class TrainConfig:
             of those make a drill.
         heads: steps at the beginning of a run that starts from other weights in which the auxiliary heads alone learn,
             a quarter of all at most. They know nothing yet; what they'd ask for would take from these weights what they
-            know.
+            know. None where the weights' folder has the heads of the run that made them.
         sharpness: what the exported model's output layers are multiplied by. The default temperatures were chosen for
             models of billions of parameters; a small one is surer of its answers when they act as lower ones. Weights
             that a run starts from are taken to be as sharp.

@@ -15,11 +15,14 @@ from ..checkpoint import TensorSpec, write_safetensors
 from ..files import ResultFile, storage_errors
 from ..lm.weights import export as published_tensors
 from .corpus import known_answers, write_answers
+from .heads import Heads, write_heads
 from .lm import Trainer, is_output_layer
 
 
 def export(trainer: Trainer, folder: Path, averaged: bool = True) -> None:
     """Write a model with its codec and tokenizer, all in half precision, ready for `moshi_mlx.load(folder)`.
+
+    Beside it are the run's auxiliary heads, for a run that starts from it.
 
     Args:
         trainer: the run.
@@ -40,7 +43,8 @@ def export(trainer: Trainer, folder: Path, averaged: bool = True) -> None:
     for name in tensors:
         if is_output_layer(name):
             tensors[name] = config.train.sharpness * tensors[name]
-    write_model(folder, tensors, config.model, config.work / "tokenizer.model", config.codec, trainer.codec())
+    tokenizer = config.work / "tokenizer.model"
+    write_model(folder, tensors, config.model, tokenizer, config.codec, trainer.codec(), trainer.auxiliary())
 
 
 def write_model(
@@ -50,6 +54,7 @@ def write_model(
     tokenizer: Path,
     codec: Path,
     codec_weights: dict[str, mx.array],
+    heads: Heads,
 ) -> None:
     """Write a model's folder, all in half precision.
 
@@ -60,6 +65,7 @@ def write_model(
         tokenizer: its file.
         codec: its folder.
         codec_weights: the codec's tensors.
+        heads: the auxiliary heads that a run from this model starts with, if any.
 
     Raises:
         StorageError: disk full, no permission.
@@ -71,6 +77,7 @@ def write_model(
     write_half(folder / "model.safetensors", tensors)
     write_half(folder / "codec" / "model.safetensors", codec_weights)
     write_answers(folder / "codec", known_answers(codec).values())
+    write_heads(folder, heads)
     names = {"moshi_name": "model.safetensors", "mimi_name": "codec", "tokenizer_name": "tokenizer.model"}
     # Half precision is not quantized, whatever the model was that this comes of.
     kept = {key: value for key, value in about.items() if key not in ("quantization", "quantization_config")}

@@ -37,6 +37,7 @@ from .corpus import (
     shards,
     written,
 )
+from .heads import Head, read_heads
 from .loss import (
     Arrays,
     Batch,
@@ -107,10 +108,12 @@ class Trainer:
         mixer = self.mixers["train"]
         self.model = self._trainee(len(mixer.vocabulary), len(mixer.numbers))
         _small_start(self.model, self.lm_config, books)
+        self.heads = 0
         if init is not None:
             self._start_from(init)
-        # A short run must leave most of its steps to the rest.
-        self.heads = 0 if init is None else min(config.train.heads, config.train.steps // 4)
+            if not self._take_heads(init):
+                # A short run must leave most of its steps to the rest.
+                self.heads = min(config.train.heads, config.train.steps // 4)
         self.optimizer = self._new_optimizer()
         self.average = tree_map(mx.array, self.model.lm.parameters())
         self.step = 0
@@ -128,6 +131,12 @@ class Trainer:
     def _mix(self) -> MixConfig:
         """How conversations go."""
         return self.config.mix
+
+    def auxiliary(self) -> dict[str, Head]:
+        """The auxiliary heads, by name."""
+        mixer = self.mixers["train"]
+        labels = {"heard": mixer.vocabulary, "asked": mixer.numbers}
+        return {name: Head(self.model[name].weight, tuple(labels[name])) for name in _HEADS}
 
     def codec(self) -> dict[str, mx.array]:
         """The tensors of the codec that the trained model is for."""
@@ -199,6 +208,18 @@ class Trainer:
                 if not same:
                     self._forget(weights, k)
         self.model.lm.load_weights(list(weights.items()))
+
+    def _take_heads(self, folder: Path) -> bool:
+        """Go on with the auxiliary heads of a model's folder; returns whether it has those that are wanted here."""
+        theirs = read_heads(folder)
+        weights = {}
+        for name, head in self.auxiliary().items():
+            weight = theirs[name].of(head.labels) if name in theirs else None
+            if weight is None or weight.shape != head.weight.shape:
+                return False
+            weights[name] = {"weight": weight}
+        self.model.update(weights)
+        return True
 
     def _heard(self, tables: mx.array) -> mx.array:
         """Another model's tables of audio embeddings, with new ones for what of the user's it never heard."""

@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..lm.weights import export as published_tensors
 from .corpus import codec_tensors
 from .export import write_model
+from .heads import mean_heads, read_heads
 from .joint import ENCODER
 from .lm import unpacked
 
@@ -53,7 +54,8 @@ def mean(folders: Sequence[Path], out: Path) -> None:
     shares = [count / len(folders) for count in counts.values()]
     lm = _mean((published_tensors(unpacked(files)) for files in found), shares)
     encoder = _mean(({n: x for n, x in one.items() if n.startswith(ENCODER)} for one in codecs), shares)
-    write_model(out, lm, first.config, first.need("tokenizer"), first.need("mimi"), {**codec, **encoder})
+    heads = mean_heads([read_heads(folder) for folder in counts], shares)
+    write_model(out, lm, first.config, first.need("tokenizer"), first.need("mimi"), {**codec, **encoder}, heads)
 
 
 def _mean(models: Iterable[Mapping[str, mx.array]], shares: Sequence[float]) -> dict[str, mx.array]:
