@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -240,19 +240,19 @@ class Mixer:
     def _begin(self, rng: random.Random, frames: int, echo: bool) -> _Talk:
         return _Talk(
             Conversation(
-                np.full(frames, PADDING, np.int32),
-                np.repeat(self._silence[:, None], frames, axis=1),
-                self._background(rng, frames),
-                np.zeros(frames, np.int32),
-                np.zeros(frames, np.int32),
-                np.zeros(frames, bool),
-                np.zeros(frames, bool),
-                np.zeros(frames, bool),
-                np.zeros(frames, bool),
-                np.zeros(frames, bool),
-                np.zeros(frames, bool),
-                [],
-                [],
+                text=np.full(frames, PADDING, np.int32),
+                moshi=np.repeat(self._silence[:, None], frames, axis=1),
+                user=self._background(rng, frames),
+                heard=np.zeros(frames, np.int32),
+                asked=np.zeros(frames, np.int32),
+                speaking=np.zeros(frames, bool),
+                stopping=np.zeros(frames, bool),
+                minded=np.zeros(frames, bool),
+                onsets=np.zeros(frames, bool),
+                overdue=np.zeros(frames, bool),
+                wrong=np.zeros(frames, bool),
+                turns=[],
+                openings=[],
             ),
             rng,
             self,
@@ -531,20 +531,11 @@ def _put(stream: np.ndarray, codes: np.ndarray, begin: int) -> None:
 def cut(talk: Conversation, first: int, frames: int) -> Conversation:
     """The part of a conversation that starts in frame `first`."""
     part = slice(first, first + frames)
+    streams = {f.name: getattr(talk, f.name)[..., part] for f in fields(talk) if f.name not in ("turns", "openings")}
     return Conversation(
-        talk.text[part],
-        talk.moshi[:, part],
-        talk.user[:, part],
-        talk.heard[part],
-        talk.asked[part],
-        talk.speaking[part],
-        talk.stopping[part],
-        talk.minded[part],
-        talk.onsets[part],
-        talk.overdue[part],
-        talk.wrong[part],
-        [(end - first, intent, answer) for end, intent, answer in talk.turns if first <= end < first + frames],
-        [frame - first for frame in talk.openings if first <= frame < first + frames],
+        **streams,
+        turns=[(end - first, intent, answer) for end, intent, answer in talk.turns if first <= end < first + frames],
+        openings=[frame - first for frame in talk.openings if first <= frame < first + frames],
     )
 
 
