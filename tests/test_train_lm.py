@@ -412,10 +412,19 @@ def test_a_corpus_without_one_of_the_scripts_answers_is_refused_by_its_text(corp
 def test_the_command_trains_and_says_where_the_model_is(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    work_in(corpus, tmp_path)
-    assert main(["lm", str(tmp_path / "train.yaml"), "--steps", "6", "--out", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "model.safetensors").exists()
+    config = work_in(corpus, tmp_path)
+    export(Trainer(config), tmp_path / "first", averaged=False)
+    command = ["lm", str(tmp_path / "train.yaml"), "--steps", "6", "--rate", "1e-9", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
     assert "model in" in capsys.readouterr().out
+    before, after = (mx.load(str(folder / "model.safetensors")) for folder in (tmp_path / "first", tmp_path / "out"))
+    assert all(mx.allclose(tensor, before[name], atol=1e-3) for name, tensor in after.items()), (
+        "slower than it can tell"
+    )
+    for number in ("0", "-1", "much"):
+        with pytest.raises(SystemExit):
+            main(["lm", str(tmp_path / "train.yaml"), "--rate", number])
+    assert "is not above 0" in capsys.readouterr().err
 
 
 def test_training_without_a_corpus_says_what_to_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -25,6 +26,8 @@ from .progress import Progress
 from .semantic import SemanticTrainer
 from .widening import widen
 
+T = TypeVar("T", int, float)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
@@ -38,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--work", type=Path, help="folder of corpus and checkpoints, instead of the configured one"
         )
         command.add_argument("--codec", type=Path, help="folder of the codec, instead of the configured one")
-        command.add_argument("--steps", type=int, help="length of the run, instead of the configured one")
+        command.add_argument("--steps", type=_above_zero(int), help="length of the run, instead of the configured one")
+        command.add_argument("--rate", type=_above_zero(float), help="learning rate, instead of the configured one")
         command.add_argument("--out", type=Path, help="write the result, complete, into this folder")
     lm.add_argument("--init", type=Path, help="start from this checkpoint folder's weights")
     lm.add_argument(
@@ -67,10 +71,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _above_zero(kind: Callable[[str], T]) -> Callable[[str], T]:
+    def number(text: str) -> T:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return number
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """What of a run's settings the command line names."""
+    named = {"steps": options.steps, "rate": options.rate}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def _train_lm(options: argparse.Namespace, console: Console) -> None:
     config = Config.load(options.config, options.work, options.codec)
-    if options.steps:
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=options.steps))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **_chosen(options)))
     trainer = (JointTrainer if options.encoder else Trainer)(config, options.init)
     going_on = trainer.resume()
     if trainer.processes.rank:
@@ -103,11 +122,11 @@ def _train_codec(options: argparse.Namespace, console: Console) -> None:
             shares = widen(config, out)
         console.print(f"codec in {out}; of what was lost is left: {', '.join(f'{share:.0%}' for share in shares)}")
         return
-    length = {"steps": options.steps} if options.steps else {}
+    chosen = _chosen(options)
     if parts == "semantic":
-        config = dataclasses.replace(config, semantic_training=dataclasses.replace(config.semantic_training, **length))
+        config = dataclasses.replace(config, semantic_training=dataclasses.replace(config.semantic_training, **chosen))
     else:
-        training = dataclasses.replace(config.codec_training, parts=parts, **length)
+        training = dataclasses.replace(config.codec_training, parts=parts, **chosen)
         config = dataclasses.replace(config, codec_training=training)
     with storage_errors(str(config.work)):
         config.work.mkdir(parents=True, exist_ok=True)
