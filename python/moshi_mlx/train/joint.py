@@ -106,7 +106,8 @@ class JointTrainee(Trainee):
             [B, T, D], and how far latents are from what they found.
         """
         entries = self.lm.config.card + 1
-        first, last = (self.lm.config.dep_q + k for k in (0, len(self._books)))
+        first = self.lm.config.dep_q
+        last = first + len(self._books)
         # One lookup in one table: a gradient of each book's part would be as large as the whole.
         table = self.lm.audio_emb.weight[first * entries : last * entries]
         still = mx.stop_gradient(table)
