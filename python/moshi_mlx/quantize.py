@@ -26,6 +26,7 @@ from .checkpoint.locate import CheckpointFiles, resolve
 from .checkpoint.quantization import KINDS, LEVELS, Recipe, bytes_of, kind_of
 from .checkpoint.saving import config_to_save, need_floating_point, save_quantized
 from .cli.download_bar import DownloadBar
+from .cli.options import above_zero
 from .errors import InputError, MoshiError, StorageError
 from .files import ResultFile, storage_errors
 from .quality import Divergence
@@ -61,22 +62,15 @@ def _parser() -> argparse.ArgumentParser:
         help="levels by kind of tensor, such as '4,attention=8,embeddings=bf16', or a recipe.json that a search wrote; "
         f"kinds: {', '.join(KINDS)}",
     )  # fmt: skip
-    how.add_argument("--target-gb", type=_positive, metavar="GB", help="search: size of the weights, in 10^9 bytes")
-    how.add_argument("--target-ms", type=_positive, metavar="MS", help="search: time to read a step's weights in")
-    parser.add_argument("--bandwidth", type=_positive, metavar="GB/S", help="memory bandwidth, for --target-ms")
+    how.add_argument("--target-gb", type=above_zero, metavar="GB", help="search: size of the weights, in 10^9 bytes")
+    how.add_argument("--target-ms", type=above_zero, metavar="MS", help="search: time to read a step's weights in")
+    parser.add_argument("--bandwidth", type=above_zero, metavar="GB/S", help="memory bandwidth, for --target-ms")
     parser.add_argument(
         "--levels", default=",".join(map(str, DEFAULT_LEVELS)), help="levels that a search may use (%(default)s)"
     )
     parser.add_argument("--steps", type=int, default=48, help="steps of the streams that a search measures on")
     parser.add_argument("--seed", type=int, default=0, help="of those streams")
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def _run(options: argparse.Namespace, console: Console) -> None:

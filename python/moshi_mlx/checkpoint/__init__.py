@@ -7,7 +7,7 @@ from .loading import LMFile, check_lm, load_lm_tensors, open_tensors
 from .locate import CheckpointFiles, resolve
 from .models import load_lm
 from .quantization import KINDS, LEVELS, Quantization, Recipe, kind_of
-from .writing import write_safetensors
+from .writing import write_half, write_safetensors
 
 __all__ = [
     "FLOAT",
@@ -33,5 +33,6 @@ __all__ = [
     "read_header",
     "resolve",
     "to_mlx_layout",
+    "write_half",
     "write_safetensors",
 ]

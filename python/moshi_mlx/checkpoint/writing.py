@@ -60,6 +60,17 @@ def write_safetensors(
     return size
 
 
+def write_half(path: str | Path, tensors: Mapping[str, mx.array], metadata: Mapping[str, str] | None = None) -> int:
+    """Write tensors in float16, `metadata` beside them; returns the file's size in bytes.
+
+    Raises:
+        StorageError: as `write_safetensors`.
+    """
+    halves = {name: array.astype(mx.float16) for name, array in tensors.items()}
+    specs = {name: TensorSpec(tuple(array.shape), "F16") for name, array in halves.items()}
+    return write_safetensors(path, specs, iter(halves.items()), metadata)
+
+
 def _header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, int]:
     """The file's first bytes, and its size."""
     table: dict[str, object] = {"__metadata__": dict(metadata)}

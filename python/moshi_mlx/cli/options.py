@@ -193,6 +193,14 @@ def at_least(least: int | float) -> Callable[[str], int | float]:
     return number
 
 
+def above_zero(text: str) -> float:
+    """A type for argparse: a number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def run_program(program: Callable[[], int]) -> int:
     """Run a command line's `program` and return its exit code; an error becomes one line on standard error."""
     try:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 
+from ..cli.options import above_zero, at_least
 from ..errors import MoshiError
 from ..files import storage_errors
 from .codec import CodecTrainer
@@ -25,8 +26,6 @@ from .mean import mean
 from .progress import Progress
 from .semantic import SemanticTrainer
 from .widening import widen
-
-T = TypeVar("T", int, float)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--work", type=Path, help="folder of corpus and checkpoints, instead of the configured one"
         )
         command.add_argument("--codec", type=Path, help="folder of the codec, instead of the configured one")
-        command.add_argument("--steps", type=_above_zero(int), help="length of the run, instead of the configured one")
-        command.add_argument("--rate", type=_above_zero(float), help="learning rate, instead of the configured one")
+        command.add_argument("--steps", type=at_least(1), help="length of the run, instead of the configured one")
+        command.add_argument("--rate", type=above_zero, help="learning rate, instead of the configured one")
         command.add_argument("--out", type=Path, help="write the result, complete, into this folder")
     lm.add_argument("--init", type=Path, help="start from this checkpoint folder's weights")
     lm.add_argument(
@@ -69,16 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("Stopped; the same command goes on from the last checkpoint.")
         return 130
     return 0
-
-
-def _above_zero(kind: Callable[[str], T]) -> Callable[[str], T]:
-    def number(text: str) -> T:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    return number
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, Any]:

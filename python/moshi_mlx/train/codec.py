@@ -21,6 +21,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 
+from ..checkpoint import write_half
 from ..config import FRAME_SIZE, MimiConfig
 from ..errors import CheckpointError
 from ..mimi import Mimi
@@ -37,7 +38,6 @@ from .corpus import (
     write_answers,
     written,
 )
-from .export import write_half
 from .loss import Arrays
 from .mel import mel_distance
 from .parallel import Processes

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from ..checkpoint import TensorSpec, write_safetensors
+from ..checkpoint import write_half
 from ..files import ResultFile, storage_errors
 from ..lm.weights import export as published_tensors
 from .corpus import known_answers, write_answers
@@ -93,14 +93,3 @@ def _silence_unheard(tensors: dict[str, mx.array], trainer: Trainer) -> None:
         table = tensors[f"audio_embs.{k}.weight"]
         kept = mx.arange(table.shape[0])[:, None] == initial
         tensors[f"audio_embs.{k}.weight"] = mx.where(kept, table, 0)
-
-
-def write_half(path: Path, tensors: dict[str, mx.array]) -> int:
-    """Write tensors in float16; returns the file's size.
-
-    Raises:
-        StorageError: disk full, no permission.
-    """
-    halves = {name: array.astype(mx.float16) for name, array in tensors.items()}
-    specs = {name: TensorSpec(tuple(array.shape), "F16") for name, array in halves.items()}
-    return write_safetensors(path, specs, iter(halves.items()))

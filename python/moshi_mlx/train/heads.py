@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..checkpoint import TensorSpec, read_header, write_safetensors
+from ..checkpoint import read_header, write_half
 from ..errors import CheckpointError
 
 _FILE = "heads.safetensors"
@@ -51,10 +51,8 @@ def write_heads(folder: Path, heads: Heads) -> None:
     if not heads:
         (folder / _FILE).unlink(missing_ok=True)
         return
-    weights = {name: head.weight.astype(mx.float16) for name, head in heads.items()}
-    specs = {name: TensorSpec(tuple(weight.shape), "F16") for name, weight in weights.items()}
     labels = {name: json.dumps(head.labels) for name, head in heads.items()}
-    write_safetensors(folder / _FILE, specs, iter(weights.items()), labels)
+    write_half(folder / _FILE, {name: head.weight for name, head in heads.items()}, labels)
 
 
 def read_heads(folder: Path) -> dict[str, Head]:

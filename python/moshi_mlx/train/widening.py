@@ -13,6 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoint import write_half
 from ..errors import ConfigError
 from ..files import ResultFile, storage_errors
 from .config import Config
@@ -27,7 +28,6 @@ from .corpus import (
     shards_with_features,
     write_answers,
 )
-from .export import write_half
 from .semantic import fit_codebooks, nearest, remainder
 
 _REST = "quantizer.rvq_rest"
