@@ -141,6 +141,12 @@ def test_a_run_that_is_interrupted_leaves_the_old_result(source, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["model.q4.safetensors", "source"]
 
 
+def test_a_search_measures_on_one_step_at_least(source, capsys):
+    with pytest.raises(SystemExit):
+        main([str(source), "--target-gb", "1", "--steps", "0"])
+    assert "is not 1 or more" in capsys.readouterr().err
+
+
 def test_one_way_of_saying_how_is_needed(source, tmp_path):
     for arguments in ([], ["--bits", "4", "--recipe", "4"]):
         with pytest.raises(SystemExit) as stopped:

@@ -441,5 +441,5 @@ def test_damaged_heads_are_refused_with_what_to_do(tmp_path: Path, damage: str):
     mx.save_safetensors(str(path), {"heard": mx.zeros((4, 2))}, {"heard": labels})
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(CheckpointError, match="Download" if damage == "cut" else "Delete it"):
+    with pytest.raises(CheckpointError, match="Delete it"):
         read_heads(tmp_path)

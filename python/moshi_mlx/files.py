@@ -1,15 +1,16 @@
 """Results on disk: complete or not there at all, and pipes and devices where a file is asked for."""
 
 import errno
+import json
 import logging
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import StorageError
 
@@ -110,6 +111,16 @@ def write_all(file: BinaryIO, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write what a person may want to read, too, whole or not at all.
+
+    Raises:
+        StorageError: disk full, no permission.
+    """
+    with ResultFile(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 @contextmanager

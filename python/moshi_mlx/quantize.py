@@ -7,7 +7,6 @@ How many bits is said outright (--bits, --recipe), or searched for: the best mea
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections import Counter
@@ -26,9 +25,9 @@ from .checkpoint.locate import CheckpointFiles, resolve
 from .checkpoint.quantization import KINDS, LEVELS, Recipe, bytes_of, kind_of
 from .checkpoint.saving import config_to_save, need_floating_point, save_quantized
 from .cli.download_bar import DownloadBar
-from .cli.options import above_zero
+from .cli.options import above_zero, at_least
 from .errors import InputError, MoshiError, StorageError
-from .files import ResultFile, storage_errors
+from .files import storage_errors, write_json
 from .quality import Divergence
 from .recipe_file import read_recipe, report_of
 from .recipe_search import DEFAULT_LEVELS, file_budget, search, time_budget
@@ -68,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--levels", default=",".join(map(str, DEFAULT_LEVELS)), help="levels that a search may use (%(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=48, help="steps of the streams that a search measures on")
+    parser.add_argument("--steps", type=at_least(1), default=48, help="steps of the streams that a search measures on")
     parser.add_argument("--seed", type=int, default=0, help="of those streams")
     return parser
 
@@ -89,8 +88,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     if weights != destination:
         _complete(files, destination, name)
     if report is not None:
-        with ResultFile(weights.with_name("recipe.json")) as result:
-            result.write(json.dumps(report, indent=1).encode())
+        write_json(weights.with_name("recipe.json"), report)
     console.print(_summary(file, recipe))
     console.print(
         f"{weights}: {size / 1e6:,.1f} MB, was {file.header.nbytes / 1e6:,.1f} MB", highlight=False, soft_wrap=True
@@ -157,8 +155,7 @@ def _complete(files: CheckpointFiles, folder: Path, weights: str) -> None:
         if path is not None:
             config[key] = path.name
             _copy(path, folder / path.name)
-    with ResultFile(folder / "config.json") as file:
-        file.write(json.dumps(config, indent=1).encode())
+    write_json(folder / "config.json", config)
 
 
 def _copy(source: Path, target: Path) -> None:

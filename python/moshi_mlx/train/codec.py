@@ -8,7 +8,6 @@ codec from scratch wants one, and a GPU.
 
 from __future__ import annotations
 
-import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 from ..checkpoint import write_half
 from ..config import FRAME_SIZE, MimiConfig
 from ..errors import CheckpointError
+from ..files import storage_errors, write_json
 from ..mimi import Mimi
 from .compiling import worth_compiling
 from .config import CodecConfig, Config, SemanticConfig
@@ -316,12 +316,13 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         Raises:
             StorageError: disk full, no permission.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        with storage_errors(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
         tensors = {**self.fixed, **self.free}
         write_half(folder / "model.safetensors", {n: a for n, a in tensors.items() if not n.startswith(f"{TEACHER}.")})
         about = codec_shape(self.config.codec)
         about["transformer"] |= {"num_layers": self.shape.num_layers, "context": self.shape.context}
-        (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "config.json", about)
         write_answers(folder, self.lasting_answers())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from ..checkpoint import write_half
-from ..files import ResultFile, storage_errors
+from ..files import storage_errors, write_json
 from ..lm.weights import export as published_tensors
 from .corpus import known_answers, write_answers
 from .heads import Heads, write_heads
@@ -81,8 +80,7 @@ def write_model(
     names = {"moshi_name": "model.safetensors", "mimi_name": "codec", "tokenizer_name": "tokenizer.model"}
     # Half precision is not quantized, whatever the model was that this comes of.
     kept = {key: value for key, value in about.items() if key not in ("quantization", "quantization_config")}
-    with ResultFile(folder / "config.json") as file:
-        file.write(json.dumps({**kept, **names}, indent=1).encode())
+    write_json(folder / "config.json", {**kept, **names})
 
 
 def _silence_unheard(tensors: dict[str, mx.array], trainer: Trainer) -> None:

@@ -64,19 +64,24 @@ def read_heads(folder: Path) -> dict[str, Head]:
     path = folder / _FILE
     if not path.exists():
         return {}
-    labels = read_header(path).metadata
+    try:
+        labels = read_header(path).metadata
+    except CheckpointError as error:
+        raise _damaged(f"{path} is no whole safetensors file") from error
     weights = mx.load(str(path))
     assert isinstance(weights, dict)
     try:
         heads = {name: Head(weight, tuple(json.loads(labels[name]))) for name, weight in weights.items()}
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not say what its heads tell. Delete it: they learn anew then.") from error
+        raise _damaged(f"{path} does not say what its heads tell") from error
     for name, head in heads.items():
         if head.weight.ndim != 2 or len(head.weight) != 1 + len(head.labels):
-            raise CheckpointError(
-                f"{path}: {name} is {head.weight.shape} for {len(head.labels)} labels. Delete it: they learn anew then."
-            )
+            raise _damaged(f"{path}: {name} is {head.weight.shape} for {len(head.labels)} labels")
     return heads
+
+
+def _damaged(what: str) -> CheckpointError:
+    return CheckpointError(f"{what}. Delete it: the heads learn anew then.")
 
 
 def mean_heads(models: Sequence[Heads], shares: Sequence[float]) -> dict[str, Head]:

@@ -7,7 +7,6 @@ what they were, also as sound.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,7 +14,7 @@ import numpy as np
 
 from ..checkpoint import write_half
 from ..errors import ConfigError
-from ..files import ResultFile, storage_errors
+from ..files import storage_errors, write_json
 from .config import Config
 from .corpus import (
     codebooks,
@@ -119,6 +118,5 @@ def _write(config: Config, out: Path, tensors: dict[str, mx.array], about: dict[
     with storage_errors(str(out)):
         out.mkdir(parents=True, exist_ok=True)
     write_half(out / "model.safetensors", tensors)
-    with ResultFile(out / "config.json") as file:
-        file.write(json.dumps({**about, "quantizer": quantizer}, indent=1).encode())
+    write_json(out / "config.json", {**about, "quantizer": quantizer})
     write_answers(out, known_answers(config.codec).values())

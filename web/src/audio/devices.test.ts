@@ -5,6 +5,7 @@ const WISH = { deviceId: undefined, echoCancellation: true };
 
 let addModule: () => Promise<void>;
 let getUserMedia: () => Promise<MediaStream>;
+let createMediaStreamSource: (mediaStream: MediaStream) => object;
 
 /** A stream that knows whether its microphone is still open. */
 function microphone(): MediaStream & { open: boolean } {
@@ -15,6 +16,7 @@ function microphone(): MediaStream & { open: boolean } {
 
 beforeEach(() => {
   addModule = () => Promise.resolve();
+  createMediaStreamSource = (mediaStream) => ({ mediaStream, connect: () => {}, disconnect: () => {} });
   vi.stubGlobal("window", { isSecureContext: true });
   vi.stubGlobal("navigator", { mediaDevices: { getUserMedia: () => getUserMedia() } });
   vi.stubGlobal("AudioWorkletNode", class {
@@ -25,7 +27,7 @@ beforeEach(() => {
     audioWorklet = { addModule: () => addModule() };
     resume = () => Promise.resolve();
     close = () => Promise.resolve();
-    createMediaStreamSource = (mediaStream: MediaStream) => ({ mediaStream, connect: () => {}, disconnect: () => {} });
+    createMediaStreamSource = (mediaStream: MediaStream) => createMediaStreamSource(mediaStream);
   });
 });
 
@@ -50,4 +52,16 @@ test("a microphone is closed where the page can't use it", async () => {
   addModule = () => Promise.reject(new Error("no such module"));
   await expect(Devices.open(WISH)).rejects.toThrow("no such module");
   expect(stream.open).toBe(false);
+});
+
+test("another microphone is closed where its sound can't be taken", async () => {
+  const [first, second] = [microphone(), microphone()];
+  getUserMedia = () => Promise.resolve(first);
+  const devices = await Devices.open(WISH);
+  getUserMedia = () => Promise.resolve(second);
+  createMediaStreamSource = () => {
+    throw new Error("another sample rate");
+  };
+  await expect(devices.change(WISH)).rejects.toThrow("another sample rate");
+  expect([first.open, second.open]).toEqual([false, false]);
 });

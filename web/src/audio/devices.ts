@@ -87,7 +87,12 @@ export class Devices {
 
   private listen(stream: MediaStream): void {
     this.release();
-    this.source = this.context.createMediaStreamSource(stream);
+    try {
+      this.source = this.context.createMediaStreamSource(stream);
+    } catch (error) {
+      stop(stream);
+      throw error;
+    }
     this.source.connect(this.capture);
     for (const track of stream.getAudioTracks()) track.onended = () => this.onMicrophoneLost();
   }
