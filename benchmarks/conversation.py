@@ -67,7 +67,7 @@ class Bench:
     def __init__(self, moshi: moshi_mlx.Moshi, script: Script, voices: Sequence[str], sample: int | None, seed: int):
         self.moshi, self.script, self.sample, self.seed = moshi, script, sample, seed
         self.voices = [Voice.parse(v) for v in dict.fromkeys(voices)]
-        self.speaker = self.voices[0]  # who spoke last
+        self.speaker, self.spoken = self.voices[0], ""  # who spoke last, and what
         self.rng = random.Random(seed)
         self.lines: list[Line] = []
         self.log: list[dict[str, object]] = []
@@ -89,10 +89,13 @@ class Bench:
         voice = self.speaker = self.rng.choice(self.voices)
         state = self.rng.getrandbits(32)
         words = text.split()
+        self.spoken = text
         if not pause or len(words) < 4:
             return gain(voice.say(text, random.Random(state)), -4)
         cut = self.rng.randint(2, len(words) - 2)
-        parts = [voice.say(" ".join(part), random.Random(state)) for part in (words[:cut], words[cut:])]
+        halves = [" ".join(words[:cut]), " ".join(words[cut:])]
+        self.spoken = " ... ".join(halves)
+        parts = [voice.say(half, random.Random(state)) for half in halves]
         gap = np.zeros(round(self.rng.uniform(0.5, 1.0) * SAMPLE_RATE), np.float32)
         return gain(np.concatenate([parts[0], gap, parts[1]]), -4)
 
@@ -195,7 +198,7 @@ class Bench:
                 talk.ask(self.say(questions[n]))
             reply = talk.ask(self.say(text, pause=True))
             results.append(reply.early)
-            said = {"asked": text, "reply": reply.text, "early": reply.early}
+            said = {"voice": str(self.speaker), "asked": self.spoken, "reply": reply.text, "early": reply.early}
             self.log.append({"line": "pauses", "turn": 1 + n % 2, **said})
         self.add("talks over a pause", results, 5, at_least=False)
 
