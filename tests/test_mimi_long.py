@@ -43,8 +43,9 @@ def test_memory_is_flat_over_a_stream(mimi):
             held.append(mx.get_active_memory())
         return min(held[frames // 2 :])
 
-    early, late = lowest(40), lowest(200)
-    assert late <= early + 1024, f"{early} bytes after 20 frames and more, {late} after 140 and more"
+    early, late = lowest(40), lowest(800)
+    # The least that a frame could leave behind are its codes, 32 bytes; what is given back later comes to 3 KB.
+    assert late <= early + 8192, f"{early} bytes after 20 frames and more, {late} after 440 and more"
 
 
 def test_memory_does_not_grow_with_a_sound(mimi):
