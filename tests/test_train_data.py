@@ -13,7 +13,7 @@ import pytest
 from train_corpus import NANO, make_corpus
 
 from moshi_mlx.config import FRAME_SIZE, SAMPLE_RATE
-from moshi_mlx.errors import CheckpointError
+from moshi_mlx.errors import CheckpointError, StorageError
 from moshi_mlx.train.augment import add_noise, gain, microphone, noise, power, room, throat
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.corpus import ANSWERS, alike, known_answers, read_shard, write_answers
@@ -226,3 +226,9 @@ def test_the_command_reports_a_bad_configuration_in_a_line(tmp_path: Path, capsy
     path.write_text("script: [", encoding="utf-8")
     assert main([str(path)]) != 0
     assert "can't be read as YAML" in capsys.readouterr().out
+
+
+def test_a_work_folder_that_cannot_be_made_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = make_corpus(tmp_path)
+    assert main([str(path), "--work", str(path / "work")]) == StorageError.exit_code
+    assert f"Can't write {path / 'work'}" in "".join(capsys.readouterr())

@@ -113,6 +113,16 @@ def write_all(file: BinaryIO, data: bytes) -> None:
         view = view[file.write(view) :]
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where there is none.
+
+    Raises:
+        StorageError: it's a file, disk full, no permission.
+    """
+    with storage_errors(str(path)):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Write what a person may want to read, too, whole or not at all.
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ..cli.options import above_zero, at_least
 from ..errors import MoshiError
-from ..files import storage_errors
+from ..files import make_folder
 from .codec import CodecTrainer
 from .config import Config
 from .export import export
@@ -117,8 +117,7 @@ def _train_codec(options: argparse.Namespace, console: Console) -> None:
     else:
         training = dataclasses.replace(config.codec_training, parts=parts, **chosen)
         config = dataclasses.replace(config, codec_training=training)
-    with storage_errors(str(config.work)):
-        config.work.mkdir(parents=True, exist_ok=True)
+    make_folder(config.work)
     trainer: SemanticTrainer | CodecTrainer
     trainer = SemanticTrainer(config) if parts == "semantic" else CodecTrainer(config)
     going_on = trainer.resume()

@@ -23,7 +23,7 @@ import numpy as np
 from ..checkpoint import write_half
 from ..config import FRAME_SIZE, MimiConfig
 from ..errors import CheckpointError
-from ..files import storage_errors, write_json
+from ..files import make_folder, write_json
 from ..mimi import Mimi
 from .compiling import worth_compiling
 from .config import CodecConfig, Config, SemanticConfig
@@ -316,8 +316,7 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         Raises:
             StorageError: disk full, no permission.
         """
-        with storage_errors(str(folder)):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         tensors = {**self.fixed, **self.free}
         write_half(folder / "model.safetensors", {n: a for n, a in tensors.items() if not n.startswith(f"{TEACHER}.")})
         about = codec_shape(self.config.codec)

@@ -25,7 +25,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ..config import MimiConfig
 from ..errors import MoshiError
-from ..files import storage_errors
+from ..files import make_folder, storage_errors
 from ..mimi import Mimi
 from ..mimi.weights import locate
 from .augment import perturbed
@@ -199,9 +199,9 @@ def prepare(config: Config, progress: Progress | None = None, limit: int | None 
     """
     script = Script.load(config.script)
     folder = config.work / "corpus"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if config.data.features:
-        (config.work / "features").mkdir(exist_ok=True)
+        make_folder(config.work / "features")
     train_tokenizer(script, config.data.text_card, config.work / "tokenizer.model")
     shards = {folder / f"{number:05d}.npz": shard for number, shard in enumerate(_shards(script, config)[:limit])}
     lacking = {path: shard for path, shard in shards.items() if not path.exists()}

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..checkpoint import write_half
 from ..errors import ConfigError
-from ..files import storage_errors, write_json
+from ..files import make_folder, write_json
 from .config import Config
 from .corpus import (
     codebooks,
@@ -115,8 +115,7 @@ def _write(config: Config, out: Path, tensors: dict[str, mx.array], about: dict[
     quantizer = dict(about["quantizer"])  # type: ignore[call-overload]
     quantizer["dimension"] += config.hearing.width
     quantizer["n_q"] += config.hearing.codebooks
-    with storage_errors(str(out)):
-        out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_half(out / "model.safetensors", tensors)
     write_json(out / "config.json", {**about, "quantizer": quantizer})
     write_answers(out, known_answers(config.codec).values())
