@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from train_corpus import NANO, altered_codec, make_corpus, quietly
 
 import moshi_mlx
-from moshi_mlx.errors import CheckpointError, ConfigError
+from moshi_mlx.errors import CheckpointError, ConfigError, StorageError
 from moshi_mlx.layers import can_compile
 from moshi_mlx.train.__main__ import main
 from moshi_mlx.train.config import Config
@@ -191,6 +191,9 @@ def test_heads_are_found_by_what_they_tell(tmp_path: Path):
     assert mean_heads([{"heard": head}, {}], [0.5, 0.5]) == {}
     write_heads(tmp_path, {})
     assert read_heads(tmp_path) == {}
+    (tmp_path / "heads.safetensors").mkdir()
+    with pytest.raises(StorageError, match="Can't write"):
+        write_heads(tmp_path, {})
 
 
 def test_a_run_of_a_version_without_steps_for_heads_alone_goes_on(corpus: Path, tmp_path: Path):
@@ -421,10 +424,10 @@ def test_the_command_trains_and_says_where_the_model_is(
     assert all(mx.allclose(tensor, before[name], atol=1e-3) for name, tensor in after.items()), (
         "slower than it can tell"
     )
-    for number in ("0", "-1", "much"):
+    for number, why in {"0": "above 0", "-1": "above 0", "inf": "above 0", "much": "invalid number"}.items():
         with pytest.raises(SystemExit):
             main(["lm", str(tmp_path / "train.yaml"), "--rate", number])
-    assert "is not above 0" in capsys.readouterr().err
+        assert why in capsys.readouterr().err
 
 
 def test_training_without_a_corpus_says_what_to_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -196,9 +196,12 @@ def at_least(least: int | float) -> Callable[[str], int | float]:
 def above_zero(text: str) -> float:
     """A type for argparse: a number above 0."""
     value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
+
+
+above_zero.__name__ = "number"  # as argparse calls it where `text` is none
 
 
 def run_program(program: Callable[[], int]) -> int:

@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from ..checkpoint import read_header, write_half
 from ..errors import CheckpointError
+from ..files import storage_errors
 
 _FILE = "heads.safetensors"
 
@@ -49,7 +50,8 @@ def write_heads(folder: Path, heads: Heads) -> None:
         StorageError: disk full, no permission.
     """
     if not heads:
-        (folder / _FILE).unlink(missing_ok=True)
+        with storage_errors(str(folder / _FILE)):
+            (folder / _FILE).unlink(missing_ok=True)
         return
     labels = {name: json.dumps(head.labels) for name, head in heads.items()}
     write_half(folder / _FILE, {name: head.weight for name, head in heads.items()}, labels)
