@@ -187,12 +187,16 @@ def test_sampling_follows_the_softmax_of_the_top_k() -> None:
 
 def test_what_is_out_of_range_is_refused(lm: LMModel) -> None:
     gen = LMGen(lm)
-    with pytest.raises(InputError, match=r"expected \(1, 8\)"):
+    with pytest.raises(InputError, match=r"shape \[1, 7\]; expected \[1, 8\]"):
         gen.step(np.zeros((1, 7), np.int32))
     with pytest.raises(InputError, match="expected integers"):
         gen.step(np.zeros((1, 8), np.float32))
     with pytest.raises(InputError, match="ids from 0 to 65"):
         gen.step(np.array([[0, 0, 0, 0, 0, 0, 0, 65]], np.int32))
+    with pytest.raises(InputError, match="float32; expected integers"):
+        gen.step(mx.zeros((1, 8)))
+    with pytest.raises(InputError, match="is a list"):
+        gen.step([[0] * 8])
     with pytest.raises(InputError, match="missing"):
         gen.step()
     with pytest.raises(InputError, match="temperature"):
@@ -205,3 +209,23 @@ def test_what_is_out_of_range_is_refused(lm: LMModel) -> None:
         LMGen(lm, kv_bits=3)
     with pytest.raises(InputError, match="batch_size"):
         LMGen(lm, batch_size=0)
+
+
+def test_ids_in_an_mlx_array_that_are_out_of_range_are_taken_for_the_nearest(lm: LMModel) -> None:
+    def last(user: int, text: int, audio: int) -> mx.array:
+        gen = LMGen(lm, seed=1)
+        for _ in range(4):
+            tokens = gen.step(mx.full((1, 8), user), mx.array([[text] + [audio] * 8]))
+        return tokens
+
+    card, far = lm.config.card, 10**6
+    assert mx.array_equal(last(far, -2, -2), last(card, -2, -2))
+    assert mx.array_equal(last(-far, -far, -far), last(-1, -2, -2))
+    gen, other = LMGen(lm, seed=1), LMGen(lm, seed=1)
+    for _ in range(4):
+        gen.step(mx.zeros((1, 8)).astype(mx.int32), mx.full((1, 9), far))
+        other.step(mx.zeros((1, 8)).astype(mx.int32), mx.array([[lm.config.text_card] + [card] * 8]))
+    zeros = mx.zeros((1, 8), mx.int32)
+    gen.step(zeros)
+    other.step(zeros)
+    assert mx.array_equal(gen.step(zeros), other.step(zeros))

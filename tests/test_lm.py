@@ -51,7 +51,7 @@ def test_every_step_gives_the_reference_text_logits_and_tokens(name: str, compil
 @pytest.mark.parametrize("name", [name for name in ALL if name != "stt"])
 def test_teacher_forced_logits_equal_the_reference(name: str) -> None:
     expected = reference(name)
-    out = LMModel.load(golden(name))(mx.array(expected["tf_codes"].astype(np.int32)), CONDITIONS.get(name))
+    out = LMModel.load(golden(name))(expected["tf_codes"], CONDITIONS.get(name))
     for mine, theirs in (("logits", "tf_logits"), ("text_logits", "tf_text_logits")):
         mask = np.array(getattr(out, mine.replace("logits", "mask")))
         np.testing.assert_array_equal(mask, expected[theirs.replace("logits", "mask")])
@@ -125,10 +125,28 @@ def test_minus_one_adds_nothing() -> None:
     assert mx.abs(lm.depformer.slices[1].embed(mx.array([-1]))).max().item() == 0
 
 
+def test_ids_in_an_mlx_array_that_are_out_of_range_are_taken_for_the_nearest() -> None:
+    lm = LMModel.load(golden("moshi"))
+    for beyond, text, code in ((10**6, lm.config.text_card, lm.config.card), (-(10**6), -1, -1)):
+        nearest = mx.concatenate([mx.full((1, 1, 4), text), mx.full((1, 16, 4), code)], axis=1)
+        found, expected = lm(mx.full((1, 17, 4), beyond)), lm(nearest)
+        assert mx.array_equal(found.text_logits, expected.text_logits)
+        assert mx.array_equal(found.logits, expected.logits, equal_nan=True)
+    hidden = mx.zeros((1, lm.config.dim))
+    last = lm.sample_audio(hidden, mx.array([lm.config.text_card]))
+    assert mx.array_equal(lm.sample_audio(hidden, mx.array([10**6])), last)
+
+
 def test_wrong_shapes_and_conditions_are_refused() -> None:
     moshi, hibiki = LMModel.load(golden("moshi")), LMModel.load(golden("hibiki"))
     with pytest.raises(InputError, match=r"expected \[B, 17, T\]"):
         moshi(mx.zeros((1, 9, 4), mx.int32))
+    with pytest.raises(InputError, match=r"expected \[B, 17, T\]"):
+        moshi(np.zeros((1, 17, 0), np.int32))
+    with pytest.raises(InputError, match="float32; expected integers"):
+        moshi.forward_text(mx.zeros((1, 17, 4)))
+    with pytest.raises(InputError, match="ids from 65 to 65"):
+        moshi(np.full((1, 17, 4), 65))
     with pytest.raises(InputError, match="takes no conditions"):
         LMGen(moshi, conditions={"description": "good"})
     with pytest.raises(InputError, match="possible are very_bad"):

@@ -62,6 +62,11 @@ def test_decode_refuses_what_are_no_codes(mimi, codes, message):
         mimi.decode(codes)
 
 
+def test_codes_in_an_mlx_array_that_are_out_of_range_are_taken_for_the_nearest(mimi):
+    for beyond, nearest in ((10**6, 31), (-(10**6), 0)):
+        assert mx.array_equal(mimi.decode(mx.full((1, 8, 2), beyond)), mimi.decode(mx.full((1, 8, 2), nearest)))
+
+
 def test_a_stream_refuses_another_batch_size(mimi):
     state = mimi.make_state(2)
     with pytest.raises(InputError, match="batch of 1; expected 2"):

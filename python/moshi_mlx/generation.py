@@ -9,14 +9,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
+from .arrays import ArrayLike, check_tokens
 from .errors import InputError
 from .lm import UNGENERATED_TOKEN, LMModel, Sampling
 from .lm.conditions import Conditions
 from .step_graph import GenState, StateArrays, StepGraph, queue
 
-Tokens = mx.array | npt.NDArray[Any]
 Hook = Callable[[mx.array], None]
 
 
@@ -102,7 +101,7 @@ class LMGen:
         """Begin a new conversation with the same seed."""
         self.state = self.make_state()
 
-    def step(self, user_codes: Tokens | None = None, forced: Tokens | None = None) -> mx.array | None:
+    def step(self, user_codes: ArrayLike | None = None, forced: ArrayLike | None = None) -> mx.array | None:
         """Take one step.
 
         Args:
@@ -116,12 +115,13 @@ class LMGen:
             `max(delays)` steps. The array may not be evaluated yet: reading it is the step's one synchronisation.
 
         Raises:
-            InputError: an argument has the wrong shape or an id out of range.
+            InputError: an argument has the wrong shape or type, or (in a NumPy array) an id out of range. Of an MLX
+                array's ids, which aren't looked at, those out of range are taken for the nearest.
         """
         return self.step_result(user_codes, forced).tokens
 
     def step_with_extra_heads(
-        self, user_codes: Tokens | None = None, forced: Tokens | None = None
+        self, user_codes: ArrayLike | None = None, forced: ArrayLike | None = None
     ) -> tuple[mx.array, list[mx.array]] | None:
         """As `step`, with the probabilities [B, 1, extra_heads_dim] of the model's extra heads beside the tokens."""
         result = self.step_result(user_codes, forced)
@@ -130,7 +130,7 @@ class LMGen:
         heads = self.lm.extra_heads if "extra_heads" in self.lm else []
         return result.tokens, [mx.softmax(head(result.hidden)[:, None], axis=-1) for head in heads]
 
-    def step_result(self, user_codes: Tokens | None = None, forced: Tokens | None = None) -> StepResult:
+    def step_result(self, user_codes: ArrayLike | None = None, forced: ArrayLike | None = None) -> StepResult:
         """As `step`, with all that the step computed."""
         if user_codes is None and self.lm.config.user_q:
             raise InputError(f"user_codes is missing; expected integers [batch, {self.lm.config.user_q}].")
@@ -145,7 +145,7 @@ class LMGen:
         return lambda arrays, state: self.graph.step(arrays, state, window)
 
     def begin(
-        self, user_codes: Tokens | None = None, forced: Tokens | None = None, window: int | None = None
+        self, user_codes: ArrayLike | None = None, forced: ArrayLike | None = None, window: int | None = None
     ) -> dict[str, Any]:
         """The arrays that the step at hand takes; without a user stream's codes where a caller puts them in itself.
 
@@ -186,21 +186,11 @@ class LMGen:
             mx.eval(self.state.arrays())
         self.state = kept
 
-    def _check(self, codes: Tokens, width: int, name: str) -> mx.array:
+    def _check(self, codes: ArrayLike, width: int, name: str) -> mx.array:
         shape = (self.batch_size, width)
-        if tuple(codes.shape) == (*shape, 1):
+        if isinstance(codes, (mx.array, np.ndarray)) and tuple(codes.shape) == (*shape, 1):
             codes = codes[:, :, 0]
-        if tuple(codes.shape) != shape:
-            raise InputError(f"{name} has shape {tuple(codes.shape)}; expected {shape}: batch, codebooks.")
-        if isinstance(codes, mx.array):
-            # Reading the ids would wait for what computes them.
-            return codes.astype(mx.int32)
-        if not np.issubdtype(codes.dtype, np.integer):
-            raise InputError(f"{name} is of type {codes.dtype}; expected integers.")
-        config = self.lm.config
-        top = np.full(width, config.card)
+        tops = [self.lm.config.card] * width
         if name == "forced":
-            top[0] = config.text_card
-        if (codes > top).any() or (codes < UNGENERATED_TOKEN).any():
-            raise InputError(f"{name} holds ids from {codes.min()} to {codes.max()}; expected -1 to {top.max()}.")
-        return mx.array(np.ascontiguousarray(codes, dtype=np.int32))
+            tops[0] = self.lm.config.text_card
+        return check_tokens(codes, shape, tops, name, least=UNGENERATED_TOKEN)

@@ -137,11 +137,11 @@ class StepGraph:
         hidden, text_logits, cache = lm.step(tokens, cache, where, window, arrays.get("condition"))
         text_token = sample(text_logits, self.text_sampling, arrays.get("text_noise")).astype(mx.int32)
         if forced is not None:
-            text_token = mx.where(forced[:, 0] >= 0, forced[:, 0], text_token)
+            text_token = mx.where(forced[:, 0] >= 0, mx.minimum(forced[:, 0], config.text_card), text_token)
         outputs = {"text_token": text_token, "text_logits": text_logits, "hidden": hidden}
         generated = text_token[:, None]
         if config.dep_q:
-            audio_tokens = lm.sample_audio(
+            audio_tokens = lm.depformer.step(
                 hidden,
                 text_token,
                 self.audio_sampling,

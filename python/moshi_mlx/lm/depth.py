@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import LMConfig
 from ..layers import Linear, Sinusoid, merge_heads
+from .sampling import Sampling, sample
 from .transformer import Block, embed
-
-# Picks the token of one slice from its logits [B, card]: (slice, logits) -> tokens [B].
-Pick = Callable[[int, mx.array], mx.array]
 
 
 class DepthSlice(nn.Module):
@@ -47,6 +43,7 @@ class DepthTransformer(nn.Module):
     def __init__(self, config: LMConfig):
         super().__init__()
         self._schedule = config.schedule
+        self._card = config.card
         self._width = config.depformer_dim
         self._heads = config.depformer_num_heads
         self._places: list[mx.array] | None = None
@@ -64,16 +61,25 @@ class DepthTransformer(nn.Module):
         ]
         self.slices = [DepthSlice(config, (config.card if s else config.text_card) + 1) for s in range(config.dep_q)]
 
-    def step(self, hidden: mx.array, text_token: mx.array, pick: Pick) -> list[mx.array]:
+    def step(
+        self,
+        hidden: mx.array,
+        text_token: mx.array,
+        sampling: Sampling,
+        noise: mx.array | None = None,
+        forced: mx.array | None = None,
+    ) -> mx.array:
         """The tokens of one frame.
 
         Args:
             hidden: temporal state, [B, D].
-            text_token: the frame's text token, int32 [B].
-            pick: chooses (or forces) each slice's token from its logits.
+            text_token: the frame's text token, int32 [B], of those there are.
+            sampling: temperature and top-k.
+            noise: Gumbel noise [B, dep_q, card]; needed unless greedy.
+            forced: int32 [B, dep_q], tokens to take instead of sampled ones where not negative.
 
         Returns:
-            dep_q arrays of int32 [B].
+            int32 [B, dep_q].
         """
         B = hidden.shape[0]
         inputs = self.linear_in(hidden).reshape(B, 1, -1, self._width)
@@ -93,9 +99,12 @@ class DepthTransformer(nn.Module):
                     cache[i] = keys_values
                     attended = block.attend(qkv[:, 0], keys_values, None)
                 x = block.finish(x, attended)
-            token = pick(s, slice_.linear_out(x[:, 0]))
+            token = sample(slice_.linear_out(x[:, 0]), sampling, None if noise is None else noise[:, s])
+            if forced is not None:
+                known = mx.minimum(forced[:, s], self._card).astype(token.dtype)
+                token = mx.where(forced[:, s] >= 0, known, token)
             tokens.append(token)
-        return tokens
+        return mx.stack(tokens, axis=1).astype(mx.int32)
 
     def _placed(self, s: int, x: mx.array) -> mx.array:
         """Slice `s`'s input `x` [..., depformer_dim] with its position."""

@@ -11,13 +11,14 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..arrays import ArrayLike, check_tokens
 from ..config import LMConfig
 from ..errors import InputError
 from ..layers import Linear, make_norm
 from .cache import KVCache, LayerCache
 from .conditions import ConditionProvider, Conditions
 from .depth import DepthTransformer
-from .sampling import Sampling, sample
+from .sampling import Sampling
 from .transformer import StepPosition, TemporalTransformer, embed
 
 # A token that says "nothing here": it adds nothing to the input, and no loss is taken on it.
@@ -93,20 +94,20 @@ class LMModel(nn.Module):
         return KVCache.empty(config.num_layers, shape, self.dtype, kv_bits)
 
     def embed(self, tokens: mx.array, condition: mx.array | None = None) -> mx.array:
-        """Summed input vectors [B, T, D] of `tokens` [B, 1 + n_q, T]."""
+        """Summed input vectors [B, T, D] of `tokens` [B, 1 + n_q, T], of the nearest id there is."""
         audio = tokens[:, 1:].swapaxes(1, 2)
         present = (audio >= 0).astype(self.dtype)[:, :, None]
-        vectors = self.audio_emb(mx.maximum(audio, 0) + self._codebook_rows)
+        vectors = self.audio_emb(mx.clip(audio, 0, self.config.card) + self._codebook_rows)
         x: mx.array = (present @ vectors)[:, :, 0] + embed(self.text_emb, tokens[:, 0])
         return x if condition is None else x + condition.astype(x.dtype)
 
     def forward_text(
-        self, tokens: mx.array, state: KVCache | None = None, condition: mx.array | None = None
+        self, tokens: ArrayLike, state: KVCache | None = None, condition: mx.array | None = None
     ) -> tuple[mx.array, mx.array]:
         """Run the temporal transformer on raw input tokens, delays already applied.
 
         Args:
-            tokens: int32 [B, 1 + n_q, T]; -1 adds nothing.
+            tokens: integers [B, 1 + n_q, T]; -1 adds nothing.
             state: continued and moved on; None starts anew.
             condition: from `condition_vector`, [B, 1, D].
 
@@ -114,11 +115,10 @@ class LMModel(nn.Module):
             Hidden states [B, T, D] and text logits [B, T, text_card].
 
         Raises:
-            InputError: `tokens` has another shape.
+            InputError: `tokens` has another shape or type, or (in a NumPy array) an id out of range.
         """
-        if tokens.ndim != 3 or tokens.shape[1] != self.config.n_q + 1:
-            raise InputError(f"tokens have shape {tokens.shape}; expected [B, {self.config.n_q + 1}, T].")
-        hidden = self.out_norm(self.transformer(self.embed(tokens, condition), state))
+        vectors = self.embed(self._check(tokens, "tokens"), condition)
+        hidden = self.out_norm(self.transformer(vectors, state))
         return hidden, self.text_linear(hidden)
 
     def step(
@@ -146,7 +146,7 @@ class LMModel(nn.Module):
 
         Args:
             hidden: temporal state, [B, D].
-            text_token: the frame's text token, int32 [B].
+            text_token: the frame's text token, int32 [B]; of those there are, the nearest is taken.
             sampling: temperature and top-k; None is greedy.
             noise: Gumbel noise [B, dep_q, card]; needed unless greedy.
             forced: int32 [B, dep_q], tokens to take instead of sampled ones where not negative.
@@ -154,13 +154,8 @@ class LMModel(nn.Module):
         Returns:
             Audio tokens, int32 [B, dep_q].
         """
-        sampling = sampling or Sampling.greedy()
-
-        def pick(s: int, logits: mx.array) -> mx.array:
-            token = sample(logits, sampling, None if noise is None else noise[:, s])
-            return token if forced is None else mx.where(forced[:, s] >= 0, forced[:, s].astype(token.dtype), token)
-
-        return mx.stack(self.depformer.step(hidden, text_token, pick), axis=1).astype(mx.int32)
+        text_token = mx.clip(text_token, 0, self.config.text_card)
+        return self.depformer.step(hidden, text_token, sampling or Sampling.greedy(), noise, forced)
 
     def condition_vector(self, conditions: Conditions | None, batch_size: int) -> mx.array | None:
         """The vectors [B, 1, D] that `conditions` add to every step's input, None where the model has no conditions.
@@ -181,21 +176,20 @@ class LMModel(nn.Module):
         row = [config.text_initial_token_id] + [config.initial_token_id] * config.n_q
         return mx.broadcast_to(mx.array(row, dtype=mx.int32), (batch_size, len(row)))
 
-    def __call__(self, codes: mx.array, conditions: Conditions | None = None) -> LMOutput:
+    def __call__(self, codes: ArrayLike, conditions: Conditions | None = None) -> LMOutput:
         """Teacher-forced predictions for whole sequences.
 
         Args:
-            codes: int32 [B, 1 + n_q, T], text first, then Moshi's codebooks, then the user's, aligned in time.
+            codes: integers [B, 1 + n_q, T], text first, then Moshi's codebooks, then the user's, aligned in time.
             conditions: values by name, as the model has them.
 
         Raises:
-            InputError: `codes` has another shape, or a condition is unknown.
+            InputError: `codes` has another shape or type, or (in a NumPy array) an id out of range; a condition is
+                unknown.
         """
         config = self.config
-        if codes.ndim != 3 or codes.shape[1] != config.n_q + 1:
-            raise InputError(f"codes have shape {codes.shape}; expected [B, {config.n_q + 1}, T].")
+        codes = self._check(codes, "codes")
         B, _, T = codes.shape
-        codes = codes.astype(mx.int32)
         initial = self.initial_tokens(B)[:, :, None]
         # Stream k is moved right by its delay, and all by one step: a step predicts what the next one reads.
         inputs = mx.concatenate(
@@ -216,6 +210,10 @@ class LMModel(nn.Module):
             [logits[:, :, k] for k in range(config.dep_q)], config.delays[streams], codes[:, streams]
         )
         return LMOutput(logits, text_logits, mask, text_mask)
+
+    def _check(self, tokens: ArrayLike, name: str) -> mx.array:
+        config = self.config
+        return check_tokens(tokens, ("B", config.n_q + 1, "T"), [config.text_card] + [config.card] * config.n_q, name)
 
 
 def _undelay(logits: list[mx.array], delays: tuple[int, ...], codes: mx.array) -> tuple[mx.array, mx.array]:

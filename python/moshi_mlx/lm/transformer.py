@@ -27,9 +27,9 @@ _MANY_ROWS = 64
 
 
 def embed(table: nn.Embedding, tokens: mx.array) -> mx.array:
-    """Rows of `table` for `tokens`; a negative token gives zero."""
+    """Rows of `table` for `tokens`, the last one for those beyond it; a negative token gives zero."""
     present = (tokens >= 0)[..., None]
-    return mx.where(present, table(mx.maximum(tokens, 0)), 0)
+    return mx.where(present, table(mx.clip(tokens, 0, len(table.weight) - 1)), 0)
 
 
 @compiled

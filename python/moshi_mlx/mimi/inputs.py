@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
+from ..arrays import ArrayLike, check_array, check_integers
 from ..errors import InputError
 
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-_INTEGERS = (mx.int8, mx.int16, mx.int32, mx.int64, mx.uint8, mx.uint16, mx.uint32, mx.uint64)
 
 
-def check_pcm(pcm: mx.array | npt.NDArray[np.generic], dtype: mx.Dtype, batch_size: int | None = None) -> mx.array:
+def check_pcm(pcm: ArrayLike, dtype: mx.Dtype, batch_size: int | None = None) -> mx.array:
     """`pcm` as an array [B, 1, T] of `dtype`.
 
     Raises:
         InputError: another shape, no floating-point numbers, or another batch size than `batch_size`.
     """
-    _check_type(pcm, "pcm")
+    check_array(pcm, "pcm")
     floating = pcm.dtype in _FLOATS if isinstance(pcm, mx.array) else np.issubdtype(pcm.dtype, np.floating)
     if not floating:
         raise InputError(f"pcm is {pcm.dtype}; expected floating point in [-1, 1] (divide 16-bit samples by 32768).")
@@ -30,9 +29,7 @@ def check_pcm(pcm: mx.array | npt.NDArray[np.generic], dtype: mx.Dtype, batch_si
     return mx.array(pcm.astype(np.float32)).astype(dtype)
 
 
-def check_codes(
-    codes: mx.array | npt.NDArray[np.generic], num_codebooks: int, bins: int, batch_size: int | None = None
-) -> mx.array:
+def check_codes(codes: ArrayLike, num_codebooks: int, bins: int, batch_size: int | None = None) -> mx.array:
     """`codes` as an array int32 [B, K, T].
 
     The values of an MLX array are not looked at, which would take a host synchronization.
@@ -40,10 +37,7 @@ def check_codes(
     Raises:
         InputError: another shape, no integers, another batch size than `batch_size`, codes outside the codebook.
     """
-    _check_type(codes, "codes")
-    integer = codes.dtype in _INTEGERS if isinstance(codes, mx.array) else np.issubdtype(codes.dtype, np.integer)
-    if not integer:
-        raise InputError(f"codes are {codes.dtype}; expected integers.")
+    check_integers(codes, "codes")
     if codes.ndim != 3 or not 1 <= codes.shape[1] <= num_codebooks or codes.shape[2] < 1:
         raise InputError(
             f"codes have shape {list(codes.shape)}; expected [B, K, frames] with K of 1 to {num_codebooks} "
@@ -56,11 +50,6 @@ def check_codes(
     if low < 0 or high >= bins:
         raise InputError(f"codes go from {low} to {high}; expected 0 to {bins - 1}.")
     return mx.array(codes.astype(np.int32))
-
-
-def _check_type(value: object, name: str) -> None:
-    if not isinstance(value, (mx.array, np.ndarray)):
-        raise InputError(f"{name} is a {type(value).__name__}; expected a NumPy array or an mlx.core.array.")
 
 
 def _check_batch(found: int, name: str, expected: int | None) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
-import numpy as np
-import numpy.typing as npt
 
+from ..arrays import ArrayLike
 from ..config import FRAME_SIZE, MimiConfig
 from ..errors import InputError
 from ..layers import compiled
@@ -20,8 +19,6 @@ from .quantizer import SplitQuantizer
 from .state import MimiState, Tree
 from .transformer import State, Transformer
 from .weights import locate, read_weights
-
-ArrayLike = mx.array | npt.NDArray[np.generic]
 
 _CHUNK_FRAMES = 16
 
