@@ -33,8 +33,8 @@ def noise(frames: int, seed: int = 0) -> np.ndarray:
 class Unhurried(LiveSound):
     """A file's frames as fast as they are asked for; `lost` frames go missing before the frame of that number."""
 
-    def __init__(self, sound: np.ndarray, lost: dict[int, int] | None = None) -> None:
-        super().__init__(None)
+    def __init__(self, sound: np.ndarray, lost: dict[int, int] | None = None, mouth: FileMouth | None = None) -> None:
+        super().__init__(None, mouth=mouth)
         self.frames = sound.reshape(-1, FRAME_SIZE)
         self.next = 0
         self.lost = lost or {}
@@ -50,6 +50,7 @@ class Unhurried(LiveSound):
 
     def write(self, user: np.ndarray, moshi: np.ndarray) -> None:
         self.spoken.append(moshi)
+        super().write(user, moshi)
 
     def status(self) -> AudioStatus:
         return AudioStatus(dropped=self.dropped)
@@ -120,6 +121,18 @@ def test_a_pause_takes_no_step_and_says_nothing(moshi: Moshi) -> None:
     assert np.array_equal(sound.spoken[:4] + sound.spoken[8:], expected)
 
 
+def test_files_stand_still_in_a_pause(moshi: Moshi, tmp_path: Path) -> None:
+    with WavWriter(tmp_path / "said.wav", 2) as writer:
+        sound = LiveSound(None, FileEar(noise(5), tail=0), FileMouth(writer))
+        conversation = Conversation(moshi.session(seed=3), sound, plain_screen())
+        talk(conversation, {2: "p", 5: "p"})
+    session = moshi.session(seed=3)
+    expected = [session.step(frame).pcm for frame in noise(5).reshape(-1, FRAME_SIZE)]
+    both = recorded(tmp_path / "said.wav")
+    assert np.abs(both[:, 0] - noise(5)).max() < 1e-4
+    assert np.abs(both[:, 1] - np.concatenate(expected).clip(-1, 1)).max() < 1e-4
+
+
 def test_a_saved_conversation_continues(moshi: Moshi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     screen = plain_screen()
@@ -158,8 +171,8 @@ def test_quit_ends_it(moshi: Moshi) -> None:
 def test_dropped_frames_are_told_to_the_session_and_keep_times_true(moshi: Moshi, tmp_path: Path) -> None:
     screen = plain_screen()
     session = moshi.session(seed=3)
-    sound = Unhurried(noise(10), lost={6: 25})
-    with Recording(tmp_path / "talk.wav") as recording:
+    with WavWriter(tmp_path / "said.wav", 2) as writer, Recording(tmp_path / "talk.wav") as recording:
+        sound = Unhurried(noise(10), lost={6: 25}, mouth=FileMouth(writer))
         conversation = Conversation(session, sound, screen, recording)
         talk(conversation)
     assert session.dropped == 25
@@ -169,6 +182,7 @@ def test_dropped_frames_are_told_to_the_session_and_keep_times_true(moshi: Moshi
     assert not both[6:31].any()
     assert both[5, :, 0].any()
     assert both[31, :, 0].any()
+    assert np.array_equal(recorded(tmp_path / "said.wav").reshape(-1, FRAME_SIZE, 2), both)
     times = [piece.time for piece in conversation.transcript.pieces]
     assert not [time for time in times if 0.08 * 6 - 1e-6 < time < 0.08 * 31 - 1e-6]
     assert max(times) > 0.08 * 31 - 1e-6
@@ -216,6 +230,14 @@ def test_a_file_in_the_microphones_place_is_heard_whole_and_then_ends(tmp_path: 
     assert len(heard) == 3 + 2
     assert np.array_equal(np.concatenate(heard)[: len(sound)], sound)
     assert not np.concatenate(heard)[len(sound) :].any()
+
+
+def test_any_silence_may_follow_a_file() -> None:
+    ear = FileEar(noise(1), tail=1e300)
+    for _ in range(2):
+        frame = ear.read(1.0)
+    assert frame is not None
+    assert not frame.any()
 
 
 def test_a_file_gives_nothing_before_its_time() -> None:

@@ -60,14 +60,15 @@ class Conversation:
             Finished: what was to be heard is over.
         """
         waiting = time.perf_counter()
-        heard = self._sound.read(_PATIENCE)
+        heard = None
+        if self._state.paused:
+            self._sound.rest(_PATIENCE)
+        else:
+            heard = self._sound.read(_PATIENCE)
         for notice in self._sound.notices():
             self._tell(notice)
         self._screen.tick()
         if heard is None:
-            return
-        if self._state.paused:
-            self._sound.write(_SILENCE, _SILENCE)
             return
         if self._state.muted:
             heard = _SILENCE
@@ -120,6 +121,7 @@ class Conversation:
             self._lost += lost
             self.session.note_dropped(lost)
             self._tell(f"{lost} frames ({lost / FRAME_RATE:.1f} s) of what you said were dropped to catch up.")
+            self._sound.lose(lost)
             self._keep(lambda recording: recording.write(np.tile(_SILENCE, lost), np.tile(_SILENCE, lost)))
 
     def _write_down(self, heard: Samples, frame: Frame) -> None:

@@ -13,6 +13,8 @@ from .live_state import AudioStatus
 if TYPE_CHECKING:
     from ..audio_io import AudioIO
 
+_SILENCE = np.zeros(FRAME_SIZE, np.float32)
+
 
 class Finished(Exception):
     """The sound that is heard has come to its end."""
@@ -25,26 +27,38 @@ class FileEar:
     """
 
     def __init__(self, sound: Samples, tail: float) -> None:
-        frames = -(-len(sound) // FRAME_SIZE) + round(tail * FRAME_RATE)
-        self._frames = np.zeros((frames, FRAME_SIZE), np.float32)
-        self._frames.reshape(-1)[: len(sound)] = sound
+        self._sound = sound
+        self._frames = -(-len(sound) // FRAME_SIZE) + round(tail * FRAME_RATE)
         self._next = 0
-        self._due = 0.0
+        self._due: float | None = None
 
     def read(self, timeout: float) -> Samples | None:
-        """The next frame, once its 80 ms have passed."""
-        if self._next == len(self._frames):
+        """The next frame, once its 80 ms have passed.
+
+        Raises:
+            Finished: there is none.
+        """
+        if self._next == self._frames:
             raise Finished
+        if not self.wait(timeout):
+            return None
+        start = self._next * FRAME_SIZE
+        self._next += 1
+        frame = np.zeros(FRAME_SIZE, np.float32)
+        rest = self._sound[start : start + FRAME_SIZE]
+        frame[: len(rest)] = rest
+        return frame
+
+    def wait(self, timeout: float) -> bool:
+        """Let a frame's time pass, `timeout` seconds of it at most; returns whether it has."""
         now = time.monotonic()
-        if self._next == 0 or now > self._due + 1 / FRAME_RATE:
+        if self._due is None or now > self._due + 1 / FRAME_RATE:
             self._due = now + 1 / FRAME_RATE
         time.sleep(min(max(self._due - now, 0.0), timeout))
         if time.monotonic() < self._due:
-            return None
+            return False
         self._due += 1 / FRAME_RATE
-        self._next += 1
-        frame: Samples = self._frames[self._next - 1]
-        return frame
+        return True
 
 
 class FileMouth:
@@ -99,6 +113,21 @@ class LiveSound:
             self._mouth.write(user, moshi)
         elif self._device:
             self._device.write(moshi)
+
+    def rest(self, timeout: float) -> None:
+        """Let a frame's time pass in a pause, `timeout` seconds of it at most.
+
+        Files stand still; what a microphone hears is let go, and a speaker says nothing.
+        """
+        passed = self._ear.wait(timeout) if self._ear else self.read(timeout) is not None
+        if passed and not self._mouth:
+            self.write(_SILENCE, _SILENCE)
+
+    def lose(self, frames: int) -> None:
+        """Keep a file in the speaker's place in time, where the user's `frames` were lost."""
+        if self._mouth:
+            for _ in range(frames):
+                self._mouth.write(_SILENCE, _SILENCE)
 
     def stats(self) -> dict[str, Any]:
         """Everything that the devices measure; see AudioIO."""

@@ -53,7 +53,7 @@ class SplitQuantizer:
         return mx.argmax(x @ self.columns[k] - self.half_norms[k], axis=-1)
 
     def decode(self, codes: mx.array) -> mx.array:
-        """Latents [B, T, dimension] of `codes` [B, K, T], of the nearest there are; K may be less than `num_codebooks`."""
+        """Latents [B, T, dimension] of `codes` [B, K, T], the nearest there are; K may be less than `num_codebooks`."""
         B, K, T = codes.shape
         offsets = mx.arange(K, dtype=mx.int32)[:, None] * self.bins
         words = self.books.reshape(-1, self.width)[mx.clip(codes.astype(mx.int32), 0, self.bins - 1) + offsets]
