@@ -130,6 +130,10 @@ def test_words_do_not_mix_with_sound_on_one_pipe(moshi_local: Command, question:
     piped = moshi_local("--input", question, "--output", "-", "--transcript", tmp_path / "t.json", "--seed", 1)
     assert json.loads((tmp_path / "t.json").read_text())["text"] in said(piped)
     assert len(read(BytesIO(piped.stdout))) * 2 + 44 == len(piped.stdout)
+    piped = moshi_local("--input", question, "--output", tmp_path / "a.wav", "--save", "-", "--steps", 3)
+    (tmp_path / "saved.safetensors").write_bytes(piped.stdout)
+    again = moshi_local("--input", question, "--output", tmp_path / "b.wav", "--resume", tmp_path / "saved.safetensors")
+    assert again.returncode == 0, said(again)
 
 
 def test_ctrl_c_writes_what_there_is(tmp_path: Path) -> None:
@@ -340,12 +344,18 @@ def test_options_that_contradict_are_one_line(moshi_local: Command, question: Pa
     output = ("--input", question, "--output", tmp_path / "a.wav")
     one_error(moshi_local(*output, "--hf-repo", "kyutai/moshiko-mlx-q4"), 2, "--hf-repo")
     one_error(moshi_local("--input", question, "--output", "-", "--transcript", "-"), 2, "standard output")
+    one_error(moshi_local("--input", question, "--output", "-", "--save", "-"), 2, "--output and --save")
+    for same in (tmp_path / "a.wav", tmp_path / "." / "b" / ".." / "a.wav"):
+        one_error(moshi_local(*output, "--transcript", same), 2, "--output and --transcript", "a file of its own")
+    (tmp_path / "link").symlink_to(tmp_path / "a.wav")
+    one_error(moshi_local(*output, "--save", tmp_path / "link"), 2, "--output and --save")
+    (tmp_path / "link").unlink()
     one_error(moshi_local(*output, "--input-device", "x"), 2, "--input-device")
     for kept in ("--record", "--trace"):
         one_error(moshi_local(*output, kept, tmp_path / "x"), 2, kept, "live")
     for without in (output[:2], output[2:], ["--no-echo-cancel"]):
         one_error(moshi_local(*without, "--noise-suppression"), 2, "--noise-suppression", "leave it out")
-    for wrong in ("-q 7", "--temp -1", "--temp nan", "--top-k 1.5", "--steps 0", "--tail x"):
+    for wrong in ("-q 7", "--temp -1", "--temp nan", "--top-k 1.5", "--steps 0", "--tail x", "--max-lag 60001"):
         result = moshi_local(*output, *wrong.split())
         assert result.returncode == 2
         assert "Traceback" not in said(result)

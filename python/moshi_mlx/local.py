@@ -1,11 +1,16 @@
 """python -m moshi_mlx.local: talk with Moshi by microphone and speaker, or have it answer a sound file."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from .cli.options import add_model_options, add_sampling_options, at_least, run_program
 from .errors import InputError
+from .files import STDOUT
+
+_RESULTS = ("output", "transcript", "save", "record", "trace")
+"""The options that name a file to write."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,19 +42,20 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--no-echo-cancel", action="store_true", help="let Moshi hear itself (fine with headphones)")
     live.add_argument("--noise-suppression", action="store_true", help="take steady noise out of what Moshi hears")
     live.add_argument(
-        "--max-lag", type=at_least(80), default=400, metavar="MS",
-        help="drop sound rather than be later than this (default: 400)",
+        "--max-lag", type=at_least(80, 60_000), default=400, metavar="MS",
+        help="drop sound rather than be later than this, 60000 at most (default: 400)",
     )  # fmt: skip
     add_sampling_options(parser)
     return parser
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that would have no effect.
+    """Refuse options that would have no effect, or one result in another's place.
 
     Raises:
-        InputError: a device beside the file that replaces it, a live conversation's file where none is live, or noise
-            suppression without the echo cancellation that it's a part of.
+        InputError: two results are one file, or one pipe; a device beside the file that replaces it, a live
+            conversation's file where none is live, or noise suppression without the echo cancellation that it's a
+            part of.
     """
     for end, device in (("input", args.input_device), ("output", args.output_device)):
         if device is not None and getattr(args, end) is not None:
@@ -65,6 +71,17 @@ def check(args: argparse.Namespace) -> None:
             "--noise-suppression is a part of echo cancellation, which needs a microphone and a speaker: leave it out, "
             "or --no-echo-cancel, --input and --output."
         )
+    places: dict[str, str] = {}
+    for option in _RESULTS:
+        name = getattr(args, option)
+        if name is None:
+            continue
+        place = name if name == STDOUT else os.path.realpath(name)
+        if place in places:
+            where = "standard output" if name == STDOUT else name
+            raise InputError(f"--{places[place]} and --{option} are both {where}: give each a file of its own.")
+        if place == STDOUT or os.path.isfile(place) or not os.path.exists(place):  # a device takes several
+            places[place] = option
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -81,7 +81,7 @@ def converse_with_file(args: argparse.Namespace) -> int:
         session = begin(moshi, args, console, profile=True)
         steps = steps_for(len(heard), args.tail, moshi.lm.config.max_delay, args.steps)
         writer.expected = steps * FRAME_SIZE
-        words_to = sys.stderr if STDOUT in (args.output, args.transcript) else sys.stdout
+        words_to = sys.stderr if STDOUT in (args.output, args.transcript, args.save) else sys.stdout
         screen = FileScreen(console, words_to, steps)
         stop.begin()
         with screen:
@@ -104,11 +104,10 @@ def check_streams(args: argparse.Namespace) -> None:
     """Refuse what can't work with pipes, before anything is loaded.
 
     Raises:
-        InputError: two results on one pipe, or sound to or from a terminal.
+        InputError: sound or a saved conversation to a terminal, or sound from it.
     """
-    if args.output == STDOUT and args.transcript == STDOUT:
-        raise InputError("Both --output and --transcript are standard output: give one of them a file.")
     if args.input == STDOUT and sys.stdin.isatty():
         raise InputError("--input - reads a sound file from a pipe, but standard input is the terminal.")
-    if args.output == STDOUT and sys.stdout.isatty():
-        raise InputError("--output - writes WAV to a pipe, but standard output is the terminal.")
+    for option, what in (("output", "WAV"), ("save", "a saved conversation")):
+        if getattr(args, option) == STDOUT and sys.stdout.isatty():
+            raise InputError(f"--{option} - writes {what} to a pipe, but standard output is the terminal.")

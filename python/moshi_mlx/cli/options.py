@@ -179,14 +179,14 @@ def begin(moshi: "Moshi", args: argparse.Namespace, console: "Console", profile:
     return session
 
 
-def at_least(least: int | float) -> Callable[[str], int | float]:
-    """A type for argparse: a number of `least`'s type that isn't smaller."""
+def at_least(least: int | float, most: int | float | None = None) -> Callable[[str], int | float]:
+    """A type for argparse: a finite number of `least`'s type that isn't smaller, nor larger than `most`."""
     kind = type(least)
 
     def number(text: str) -> int | float:
         value = kind(text)
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not {least} or more")
+        if not least <= value < float("inf") or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text} is not {least} or more" + (f", {most} at most" if most else ""))
         return value
 
     number.__name__ = "number" if kind is float else "whole number"
