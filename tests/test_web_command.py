@@ -1,5 +1,6 @@
 """`python -m moshi_mlx.local_web` as users start it, and the README's client."""
 
+import asyncio
 import errno
 import os
 import re
@@ -18,7 +19,9 @@ import numpy as np
 import pytest
 
 from moshi_mlx.local_web import main, parser
-from moshi_mlx.web.app import PortError
+from moshi_mlx.web.app import PortError, Server
+from moshi_mlx.web.metrics import Metrics
+from moshi_mlx.web.worker import Worker
 
 Start = Callable[..., "tuple[subprocess.Popen[str], str]"]
 
@@ -149,6 +152,21 @@ def test_where_it_cant_listen_the_option_to_change_is_named(error: OSError, opti
     assert str(PortError.at("elsewhere", 8998, error)).endswith(f"Choose another {option}.")
 
 
+@pytest.mark.parametrize("host", ["a..b", "münchen.invalid", "nobody.invalid", 300 * "x"])
+def test_a_host_that_is_none_is_named(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "untrained", "--port", "0", "--host", host]) == 8
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and host in error and error.endswith("Choose another --host.\n")
+
+
+@pytest.mark.parametrize("host", ["a..b", "nobody.invalid"])
+def test_a_server_at_a_host_that_is_none_says_so(host: str) -> None:
+    worker = Worker(lambda step, waited: None)
+    server = Server(worker, lambda: None, Metrics())  # type: ignore[arg-type,return-value]
+    with pytest.raises(PortError, match="Choose another --host"):
+        asyncio.run(server.start(host, 0))
+
+
 def test_ctrl_c_while_a_model_loads_is_obeyed_at_once() -> None:
     code = """
 import sys, numpy as np, moshi_mlx
@@ -187,9 +205,13 @@ sys.exit(main(["--no-browser", "--port", "0"]))
 
 
 def test_bad_options_are_named_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["--model", "untrained", "--ssl", str(tmp_path)]) == 2
+    assert main(["--model", "untrained", "--port", "0", "--ssl", str(tmp_path)]) == 2
     assert "cert.pem" in capsys.readouterr().err
     assert main(["--model", "untrained", "--static", str(tmp_path)]) == 2
     assert "index.html" in capsys.readouterr().err
+    for option in ("--ssl", "--static"):
+        assert main(["--model", "untrained", "--port", "0", option, 300 * "x"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "File name too long" in error and f"{option} " in error
     with pytest.raises(SystemExit):
         parser().parse_args(["--max-sessions", "0"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import ssl
 import struct
@@ -10,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from web_clients import PATIENCE, SILENCE, ChatClient, House, RawClient, opus_headers
 
-from moshi_mlx.errors import InputError
+from moshi_mlx.errors import InputError, StorageError
+from moshi_mlx.session import Frame, Timings
 from moshi_mlx.web.access import Access, is_local, make_token
-from moshi_mlx.web.connection import Connection, Ending
+from moshi_mlx.web.connection import Answer, Connection, Ending, Outbox
 from moshi_mlx.web.ogg import checksum, write_page
 from moshi_mlx.web.pages import Pages
 from moshi_mlx.web.stream import StreamDialect
@@ -157,6 +160,29 @@ def test_a_flood_of_control_frames_ends_its_connection(house: House, opcode: int
     asyncio.run(talk())
 
 
+def test_a_message_of_fragments_without_end_is_broken_off(house: House) -> None:
+    fragment = b"\x00\x80\0\0\0\0"  # of no bytes, and not the last
+
+    def flood(raw: RawClient) -> None:
+        raw.send(2, b"", first=0)
+        for _ in range(100):
+            raw.socket.sendall(40_000 * fragment)
+
+    async def talk() -> None:
+        async with house.open(bytes_per_second=50_000.0) as address, address.stream() as bystander:
+            await bystander.until("ready")
+            raw = RawClient(address.port, "/api/stream")
+            await address.until("moshi_sessions", 2)
+            with pytest.raises(ConnectionError):
+                await asyncio.get_running_loop().run_in_executor(None, flood, raw)
+            raw.close()
+            await address.until("moshi_sessions", 1)
+            assert await address.metric("moshi_client_errors_total") == 1
+            await bystander.converse(2)
+
+    asyncio.run(talk())
+
+
 def test_pings_are_answered(house: House) -> None:
     async def talk() -> None:
         async with house.open() as address:
@@ -257,6 +283,38 @@ def test_a_connection_that_is_open_on_one_side_only_is_noticed(house: House) -> 
             await address.until("moshi_sessions", 1)
             await address.until("moshi_sessions", 0)  # its client never answers a ping
             raw.close()
+
+    asyncio.run(talk())
+
+
+def test_a_client_in_the_queue_that_answers_nothing_is_noticed(house: House) -> None:
+    async def talk() -> None:
+        async with house.open(heartbeat_seconds=0.4, max_sessions=1) as address, address.stream() as client:
+            await client.until("ready")
+            conversing = asyncio.ensure_future(client.converse(10**6))
+            raw = RawClient(address.port, "/api/chat")
+            await address.until("moshi_waiting", 1)
+            await address.until("moshi_waiting", 0)  # its client never answers a ping
+            assert not conversing.done()
+            conversing.cancel()
+            raw.close()
+
+    asyncio.run(talk())
+
+
+def test_words_never_take_the_place_of_sound_in_the_outbox() -> None:
+    outbox = Outbox(frames=25)
+    answer = Answer(Frame(SILENCE, "", None, Timings(0.0), 0), 0, 0.0, 0, 0)
+
+    async def talk() -> None:
+        for _ in range(25):
+            assert outbox.frame(answer) == 0
+        for _ in range(1030):
+            outbox.say(["pong"])
+        assert [await outbox.next() for _ in range(25)] == 25 * [answer]
+        assert len(outbox.rest()) == 1000
+        assert outbox.frame(answer) == 0
+        assert await outbox.next() is answer
 
     asyncio.run(talk())
 
@@ -399,6 +457,40 @@ def test_a_name_in_no_known_letters_is_refused_like_any_other(house: House) -> N
     asyncio.run(talk())
 
 
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("Authorization: Bearer \xff", b"401"),
+        ("Sec-WebSocket-Key: \xff", b"400"),
+        ("Sec-WebSocket-Version: \xff", b"400"),
+        ("Upgrade: \xff", b"400"),
+    ],
+)
+def test_a_header_in_no_known_letters_is_refused_without_a_traceback(
+    house: House, header: str, status: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = make_token()
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+        "Authorization": f"Bearer {token}",
+    }
+    name, value = header.split(": ")
+    lines = [f"{name}: {value}" for name, value in {**headers, name: value}.items()]
+
+    async def talk() -> None:
+        async with house.open(Access(token)) as address:
+            reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
+            writer.write("\r\n".join(["GET /api/chat HTTP/1.1", "Host: localhost", *lines, "\r\n"]).encode("latin1"))
+            assert (await reader.readline()).split()[1] == status
+            writer.close()
+
+    asyncio.run(talk())
+    assert not caplog.records, caplog.text
+
+
 def test_what_is_no_http_leaves_no_traceback_in_the_log(house: House, caplog: pytest.LogCaptureFixture) -> None:
     async def talk() -> None:
         async with house.open() as address:
@@ -530,6 +622,51 @@ def test_a_folder_without_a_certificate_is_named(tmp_path: Path) -> None:
     (tmp_path / "key.pem").write_text("no key")
     with pytest.raises(InputError, match="can't be used"):
         load_context(tmp_path)
+
+
+@pytest.fixture
+def closed_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder into which this process may not look."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    root = os.geteuid() == 0  # may look everywhere
+    if root:
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o700)
+
+
+def test_a_folder_without_permission_is_named(closed_folder: Path) -> None:
+    with pytest.raises(InputError, match="Permission denied; --ssl"):
+        load_context(closed_folder)
+    with pytest.raises(InputError, match=r"\(Permission denied\); give .* --static"):
+        Pages(closed_folder)
+
+
+def test_an_own_certificate_that_cant_be_read_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    folder = own_certificate(tmp_path, "moshi.test")
+    made = (folder / "cert.pem").read_text()
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert own_certificate(folder, "moshi.test") == folder
+    assert (folder / "cert.pem").read_text() != made
+    with pytest.raises(StorageError, match="--ssl"):
+        own_certificate(tmp_path / (300 * "x"), "moshi.test")
+
+
+def test_the_own_certificate_is_for_names_in_any_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "no..name")
+    folder = own_certificate(tmp_path, "münchen.local")
+    made = (folder / "cert.pem").read_bytes()
+    names = x509.load_pem_x509_certificate(made).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "xn--mnchen-3ya.local" in names.get_values_for_type(x509.DNSName)
+    assert (own_certificate(folder, "münchen.local") / "cert.pem").read_bytes() == made, "made anew without need"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class Access:
             return
         scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" else request.query.get("token", "")
-        if not hmac.compare_digest(given.encode(), self.token.encode()):
+        if not hmac.compare_digest(given.encode(errors="surrogatepass"), self.token.encode()):
             raise web.HTTPUnauthorized(
                 text="The access token is missing or wrong; use the address that the server printed when it started.\n"
             )

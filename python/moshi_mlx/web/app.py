@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import ssl
+import time
 from collections.abc import Callable
 
 from aiohttp import WSCloseCode, web
@@ -18,13 +19,11 @@ from .access import Access
 from .chat import ChatDialect
 from .connection import Connection, Dialect, Ending
 from .desk import Desk
-from .limits import Limits, RateLimit
+from .limits import Bucket, Limits, RateLimit
 from .metrics import Metrics
 from .pages import Pages
 from .stream import FORMATS, StreamDialect
 from .worker import Speaker, Worker
-
-log = logging.getLogger(__name__)
 
 # How long a connection that doesn't end by itself may hold up the end of the program.
 _SHUTDOWN_SECONDS = 5.0
@@ -49,10 +48,13 @@ class PortError(MoshiError):
     exit_code = 8
 
     @classmethod
-    def at(cls, host: str, port: int, error: OSError) -> PortError:
-        elsewhere = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+    def at(cls, host: str, port: int, error: OSError | OverflowError | UnicodeError) -> PortError:
+        if isinstance(error, UnicodeError):
+            error = socket.gaierror(socket.EAI_NONAME, "This is no host's name")
+        elsewhere = isinstance(error, socket.gaierror) or getattr(error, "errno", None) == errno.EADDRNOTAVAIL
         option = "--host" if elsewhere else "--port"
-        return cls(f"The server can't listen at {host}:{port}: {error.strerror or error}. Choose another {option}.")
+        reason = getattr(error, "strerror", None) or error
+        return cls(f"The server can't listen at {host}:{port}: {reason}. Choose another {option}.")
 
 
 class Server:
@@ -108,7 +110,7 @@ class Server:
         """Listen; returns the port, which the system chose where 0 was asked for.
 
         Raises:
-            PortError: the address is taken or isn't this machine's.
+            PortError: the address is taken, isn't this machine's, or is none.
         """
         # A request whose headers aren't whole by then is closed, however slowly they come.
         runner = web.AppRunner(
@@ -123,7 +125,9 @@ class Server:
         assert handlers is not None
 
         def accept() -> asyncio.Protocol:
-            return handlers() if len(handlers.connections) < self.limits.max_connections else _Refusal()
+            if len(handlers.connections) >= self.limits.max_connections:
+                return _Refusal()
+            return _Meter(handlers(), self.limits, self.metrics)
 
         loop = asyncio.get_running_loop()
         patience = self.limits.header_seconds if tls is not None else None
@@ -131,7 +135,7 @@ class Server:
             listening = await loop.create_server(
                 accept, host, port, ssl=tls, backlog=64, ssl_handshake_timeout=patience
             )
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             await runner.cleanup()
             raise PortError.at(host, port, error) from error
         self._runner = runner
@@ -174,7 +178,11 @@ class Server:
             timeout=2,
             writer_limit=4096,
         )
-        if not channel.can_prepare(request).ok:
+        try:
+            ready = channel.can_prepare(request).ok
+        except ValueError as error:  # aiohttp's, of what isn't ASCII or can't be said in UTF-8
+            raise web.HTTPBadRequest(text="The headers of this WebSocket hold what isn't ASCII.\n") from error
+        if not ready:
             raise web.HTTPUpgradeRequired(text="This address speaks WebSocket.\n", headers={"Upgrade": "websocket"})
         await channel.prepare(request)
         _keep_buffers_small(request.transport)
@@ -242,6 +250,44 @@ def _keep_buffers_small(transport: asyncio.Transport | None) -> None:
     # The kernel would else take megabytes, which is minutes of sound.
     if connection is not None and (unsent := getattr(socket, "TCP_NOTSENT_LOWAT", None)) is not None:
         connection.setsockopt(socket.IPPROTO_TCP, unsent, 8192)
+
+
+class _Meter(asyncio.Protocol):
+    """Breaks off a connection through which more bytes come than any client has to send.
+
+    It stands before the connection's own protocol: aiohttp joins the fragments of a message, so that `RateLimit` sees
+    nothing of a message without end, whose fragments may be empty. Twice its bytes are enough for all that's around
+    them, and for those to be told why who are too fast with whole messages.
+    """
+
+    def __init__(self, protocol: asyncio.Protocol, limits: Limits, metrics: Metrics):
+        self._protocol = protocol
+        self._bucket = Bucket(2 * limits.bytes_per_second, limits.burst_seconds)
+        self._metrics = metrics
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._protocol.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._bucket.add(len(data), time.monotonic()):
+            self._protocol.data_received(data)
+        else:
+            self._metrics.add("moshi_client_errors_total")
+            self._transport.abort()
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._protocol.connection_lost(error)
 
 
 class _Refusal(asyncio.Protocol):

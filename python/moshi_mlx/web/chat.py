@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,10 +11,7 @@ from .connection import Answer, Dialect, Ending, Message
 from .desk import Seat
 from .opus import OggDecoder, OggEncoder, Sound
 
-log = logging.getLogger(__name__)
-
 HANDSHAKE, AUDIO, TEXT, CONTROL, METADATA, ERROR, PING = range(7)
-RESTART = 3
 _NOTHING: Sound = np.zeros(0, np.float32)
 
 

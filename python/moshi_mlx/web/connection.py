@@ -98,8 +98,8 @@ class Outbox:
 
     def say(self, messages: Iterable[Message]) -> None:
         self._items.append(list(messages))
-        if len(self._items) > self._max_messages:
-            self._items.popleft()
+        if len(self._items) - self._frames > self._max_messages:
+            self._items.remove(next(item for item in self._items if isinstance(item, list)))
         self._filled.set()
 
     def frame(self, answer: Answer) -> int:

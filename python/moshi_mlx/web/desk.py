@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections import deque
@@ -15,8 +14,6 @@ from ..errors import MoshiError
 from .limits import Limits
 from .metrics import Metrics
 from .worker import Conversation, Speaker, Worker
-
-log = logging.getLogger(__name__)
 
 
 class BusyError(MoshiError):

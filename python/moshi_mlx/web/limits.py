@@ -29,13 +29,32 @@ class Limits:
     outgoing_frames: int = 25
 
 
+class Bucket:
+    """A leaking bucket: `rate` a second runs out of it, and it holds what runs out in `burst_seconds`."""
+
+    def __init__(self, rate: float, burst_seconds: float):
+        self._rate = rate
+        self._size = rate * burst_seconds
+        self._level = 0.0
+        self._last: float | None = None
+
+    def add(self, amount: float, now: float) -> bool:
+        """Pour in what came at `now`, in seconds; returns whether it fits."""
+        passed = now - self._last if self._last is not None else 0.0
+        self._last = now
+        self._level = max(0.0, self._level - passed * self._rate) + amount
+        return self._level <= self._size
+
+
 class RateLimit:
-    """A leaking bucket for bytes, messages and sound: bursts of `burst_seconds` are fine, more isn't."""
+    """A leaking bucket each for bytes, messages and sound: bursts of `burst_seconds` are fine, more isn't."""
 
     def __init__(self, limits: Limits):
         self._limits = limits
-        self._bytes = self._messages = self._sound = 0.0
-        self._last: float | None = None
+        self._bytes = Bucket(limits.bytes_per_second, limits.burst_seconds)
+        self._messages = Bucket(limits.messages_per_second, limits.burst_seconds)
+        self._sound = Bucket(limits.sound_per_second, limits.burst_seconds)
+        self._now = 0.0
 
     def add(self, size: int, now: float) -> None:
         """Count a message of `size` bytes.
@@ -46,14 +65,10 @@ class RateLimit:
         limits = self._limits
         if size > limits.message_bytes:
             raise TooLargeError(f"A message of {size} bytes is too large; send at most {limits.message_bytes}.")
-        passed = now - self._last if self._last is not None else 0.0
-        self._last = now
-        self._bytes = max(0.0, self._bytes - passed * limits.bytes_per_second) + size
-        self._messages = max(0.0, self._messages - passed * limits.messages_per_second) + 1
-        self._sound = max(0.0, self._sound - passed * limits.sound_per_second)
-        if self._bytes > limits.bytes_per_second * limits.burst_seconds:
+        self._now = now
+        if not self._bytes.add(size, now):
             raise StreamError("Too many bytes at a time; send sound at the speed of speech.")
-        if self._messages > limits.messages_per_second * limits.burst_seconds:
+        if not self._messages.add(1, now):
             raise StreamError("Too many messages at a time; send frames of 20 to 80 ms.")
 
     def hear(self, seconds: float) -> None:
@@ -62,6 +77,5 @@ class RateLimit:
         Raises:
             StreamError: it's more than the rate allows.
         """
-        self._sound += seconds
-        if self._sound > self._limits.sound_per_second * self._limits.burst_seconds:
+        if not self._sound.add(seconds, self._now):
             raise StreamError("Too much sound at a time; send it at the speed of speech.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import mimetypes
+import os
 from pathlib import Path
 
 from aiohttp import web
 
 from ..errors import InputError
+from .paths import why_no_file
 
 BUILT = Path(__file__).parent / "static"
 
@@ -18,14 +20,17 @@ class Pages:
     """Serves the files below a folder; hidden files and links that lead out of it are left out."""
 
     def __init__(self, folder: Path):
-        root = folder.resolve()
-        if not (root / "index.html").is_file():
-            raise InputError(f"{folder} has no index.html; give a built page's folder, or none with --static none.")
+        root = Path(os.path.realpath(folder))
+        if (reason := why_no_file(root / "index.html")) is not None:
+            raise InputError(
+                f"{folder} has no index.html to be read ({reason}); give a built page's folder with --static, "
+                "or none with --static none."
+            )
         self._files: dict[str, Path] = {}
         for path in sorted(root.rglob("*")):
             name = path.relative_to(root).as_posix()
             hidden = any(part.startswith(".") for part in name.split("/"))
-            if path.is_file() and not hidden and path.resolve().is_relative_to(root):
+            if why_no_file(path) is None and not hidden and path.resolve().is_relative_to(root):
                 self._files[name] = path
         self._files[""] = root / "index.html"
         # The rules of this package's page; another may need WebAssembly, workers from blobs, or fonts from elsewhere.

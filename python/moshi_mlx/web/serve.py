@@ -37,9 +37,9 @@ def serve(args: argparse.Namespace) -> int:
     """
     console = Console(stderr=True)
     host = str(args.host)
-    tls = _tls(args, host, console)
     pages = None if args.static == "none" else Pages(Path(args.static) if args.static else BUILT)
     _check_port(host, args.port)
+    tls = _tls(args, host, console)
     metrics = Metrics()
     worker = Worker(metrics.step)
     worker.start()
@@ -72,12 +72,13 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def _check_port(host: str, port: int) -> None:
-    """Find out that the port is taken before a model is loaded, not after."""
+    """Find out that the host is none or the port is taken before a model is loaded, not after."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        socket.getaddrinfo(host or None, 0, family)  # create_server doesn't tell this apart from a port's errors
         socket.create_server((host, port), family=family).close()
-    except (OSError, OverflowError) as error:
-        raise PortError.at(host, port, error if isinstance(error, OSError) else OSError(str(error))) from error
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise PortError.at(host, port, error) from error
 
 
 async def _run(

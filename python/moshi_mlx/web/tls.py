@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, StorageError
+from .paths import why_no_file
 
 if TYPE_CHECKING:
     from cryptography.x509 import GeneralName
@@ -24,8 +25,8 @@ def load_context(folder: Path) -> ssl.SSLContext:
     """
     certificate, key = folder / "cert.pem", folder / "key.pem"
     for path in (certificate, key):
-        if not path.is_file():
-            raise InputError(f"{path} doesn't exist; --ssl names a folder with cert.pem and key.pem.")
+        if (reason := why_no_file(path)) is not None:
+            raise InputError(f"{path}: {reason}; --ssl names a folder with cert.pem and key.pem.")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -38,7 +39,7 @@ def load_context(folder: Path) -> ssl.SSLContext:
 def own_certificate(folder: Path, host: str) -> Path:
     """A folder with a self-signed certificate for this machine, kept so that a browser needs to be told of it once.
 
-    Made anew where there's none, where it has a day left or less, or where it isn't for `host`.
+    Made anew where there's none to be read, where it has a day left or less, or where it isn't for `host`.
 
     Raises:
         StorageError: the folder can't be written.
@@ -52,15 +53,15 @@ def own_certificate(folder: Path, host: str) -> Path:
     names = _names(host)
     path = folder / "cert.pem"
     now = datetime.now(timezone.utc)
-    if path.is_file() and (folder / "key.pem").is_file():
+    if why_no_file(path) is None and why_no_file(folder / "key.pem") is None:
         try:
             known = x509.load_pem_x509_certificate(path.read_bytes())
             alternatives = known.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             left = known.not_valid_after_utc - now
             if left > timedelta(days=1) and {str(name.value) for name in alternatives} >= set(names):
                 return folder
-        except (ValueError, x509.ExtensionNotFound):
-            pass  # not one of ours: replaced
+        except (OSError, ValueError, x509.ExtensionNotFound):
+            pass  # not one of ours, or not to be read: replaced
 
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Moshi on this machine")])
@@ -81,6 +82,7 @@ def own_certificate(folder: Path, host: str) -> Path:
     secret = key.private_bytes(pem, pkcs8, serialization.NoEncryption())
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.unlink(missing_ok=True)  # it isn't the new key's
         _write_private(folder / "key.pem", secret)
         path.write_bytes(certificate.public_bytes(pem))
     except OSError as error:
@@ -93,13 +95,21 @@ def _names(host: str) -> list[str]:
     names = ["localhost", "127.0.0.1", "::1", socket.gethostname()]
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):
         found = []
     names += [str(address[0]).partition("%")[0] for *_, address in found]
     names += [address] if (address := outward_address()) else []
     if host not in ("0.0.0.0", "::"):
         names.append(host)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(label for name in names if (label := _ascii(name))))
+
+
+def _ascii(name: str) -> str | None:
+    """A name as certificates hold it: münchen.local is xn--mnchen-3ya.local; None where it's no host's name."""
+    try:
+        return name.encode("idna").decode()
+    except UnicodeError:
+        return None
 
 
 def outward_address() -> str | None:
