@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -109,6 +110,16 @@ def test_without_network_the_cache_is_enough(offline, home):
     requests = len(hub.requests)
     assert resolved(home, hub.url, offline=offline) == first  # the server is gone
     assert len(hub.requests) == requests
+
+
+def test_a_cache_without_a_note_that_there_is_no_config_is_enough(home):
+    with HubServer(FILES) as hub:
+        first = resolved(home, hub.url)
+    notes = list(home.glob("hub/*/.no_exist"))
+    assert notes
+    for note in notes:
+        shutil.rmtree(note)
+    assert resolved(home, hub.url, offline=True) == first
 
 
 @pytest.mark.parametrize("offline", [True, False], ids=["HF_HUB_OFFLINE", "no network"])

@@ -113,6 +113,9 @@ def test_without_a_named_model_a_command_takes_a_cached_published_one_else_nano(
     snapshot = tmp_path / "models--kyutai--moshiko-mlx-q8" / "snapshots" / "0123abcd"
     snapshot.mkdir(parents=True)
     (snapshot / "model.q8.safetensors").write_bytes(b"weights")
+    assert model_name(options()) == "nano", "a download that was cut off"
+    for name in ("tokenizer-e351c8d8-checkpoint125.safetensors", "tokenizer_spm_32k_3.model"):
+        (snapshot / name).write_bytes(b"the rest")
     assert model_name(options()) == "kyutai/moshiko-mlx-q8"
     assert model_name(options("--model", "nano")) == "nano"
 

@@ -91,7 +91,7 @@ def resolve(
     folder = _folder(where)
     found: dict[Part, Path] = {}
     if folder is None and not wanted:
-        config = own_config or _config_in_repository(str(where), progress)
+        config = own_config or _config_in_repository(str(where), progress, needed=False)
     elif folder is None:
         found, config = _in_repository(str(where), wanted, progress)
     elif folder.is_file():
@@ -111,11 +111,16 @@ def _config_beside(weights: Path) -> dict[str, Any] | None:
     return config if "dep_q" in config else None  # without it: a codec's, or an app's own
 
 
-def _config_in_repository(repo: str, progress: type | None) -> dict[str, Any]:
-    """A repository's `config.json` where all files are given by hand; {}, the published shape, if it can't be had."""
+def _config_in_repository(repo: str, progress: type | None, needed: bool) -> dict[str, Any]:
+    """A repository's `config.json`; {}, the published shape, if there is none, or none to be had that isn't `needed`.
+
+    Whoever filled the cache may have left no note that the repository has none.
+    """
     try:
         path = hub.fetch(repo, "config.json", progress)
     except DownloadError:
+        if needed:
+            raise
         return {}
     return read_config(path) if path is not None else {}
 
@@ -192,8 +197,7 @@ _FINDERS: dict[Part, Callable[[Path], Path | None]] = {
 def _in_repository(
     repo: str, parts: Collection[Part], progress: type | None
 ) -> tuple[dict[Part, Path], dict[str, Any]]:
-    config_path = hub.fetch(repo, "config.json", progress)
-    config = read_config(config_path) if config_path is not None else {}
+    config = _config_in_repository(repo, progress, needed=not any(hub.is_cached(repo, n) for n in _weights_names(repo)))
     usual: dict[Part, tuple[str, ...]] = {
         "lm": _weights_names(repo),
         "mimi": (PUBLISHED_MIMI,),

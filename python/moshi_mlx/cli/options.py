@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import hub
+from ..checkpoint.locate import PUBLISHED_MIMI, PUBLISHED_TOKENIZER
 from ..errors import AudioFileError, InputError, MoshiError
 from ..files import ResultFile
 from ..sound import Samples, load_sound
@@ -85,9 +86,10 @@ def model_name(args: argparse.Namespace) -> str:
 
 
 def cached_published() -> str | None:
-    """A published model whose weights are in the hub's cache, one of 4 bits rather than of 8 or 16."""
+    """A published model that is in the hub's cache, whole, one of 4 bits rather than of 8 or 16."""
     for bits, repository in ((4, PUBLISHED[4]), (8, PUBLISHED[8]), (None, PUBLISHED[None])):
-        if hub.is_cached(repository, f"model.q{bits}.safetensors" if bits else "model.safetensors"):
+        weights = f"model.q{bits}.safetensors" if bits else "model.safetensors"
+        if all(hub.is_cached(repository, name) for name in (weights, PUBLISHED_MIMI, PUBLISHED_TOKENIZER)):
             return repository
     return None
 
