@@ -41,6 +41,8 @@ def refusal(path, config=CONFIG, quantize=None):
         ((200).to_bytes(8, "little") + b"{" + b"x" * 500, "unreadable header"),
         ((2).to_bytes(8, "little") + b"{}", "no tensors"),
         ((4).to_bytes(8, "little") + b"{[]}", "unreadable header"),
+        ((200_005).to_bytes(8, "little") + b'{"a":' + b"[" * 200_000, "unreadable header"),
+        ((55).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1e999],"data_offsets":[0]}}', "unreadable header"),
     ],
 )
 def test_what_is_no_checkpoint_is_named(content, said, tmp_path):

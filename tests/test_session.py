@@ -1,10 +1,12 @@
 """A session hears and speaks frame by frame; forked, saved and resumed it goes on as if nothing had happened."""
 
+import json
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import counted_waits
@@ -193,3 +195,39 @@ def test_bad_input_is_refused_and_the_session_goes_on(moshi: Moshi, sound: np.nd
     session.save(tmp_path / "talk.moshi")
     with pytest.raises(CheckpointError, match="another model"):
         moshi_mlx.load("untrained", seed=5).resume(tmp_path / "talk.moshi")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seed": None}, "with seed None"),
+        ({"offset": "x"}, "at step 'x'"),
+        ({"offset": 10**6}, "aren't those of a conversation of 1000000 steps"),
+        ({"pending": 10**12}, "not iterable"),
+        ({"kv_bits": 3}, "expected 8, 4"),
+        ({"audio": ["a", 1]}, "'str'"),
+        ({"conditions": {"mood": "good"}}, "takes no conditions"),
+        ("seed", "'seed'"),
+        ("line", "aren't those of a conversation"),
+    ],
+)
+def test_a_damaged_conversation_is_refused(
+    moshi: Moshi, tmp_path: Path, changed: dict[str, object] | str, said: str
+) -> None:
+    session = moshi.session(seed=1)
+    session.step(np.zeros(1920, np.float32))
+    session.save(tmp_path / "talk.moshi")
+    arrays, metadata = mx.load(str(tmp_path / "talk.moshi"), format="safetensors", return_metadata=True)
+    about = json.loads(metadata["moshi"])
+    if isinstance(changed, dict):
+        about |= changed
+    else:
+        about.pop(changed, None)
+        arrays.pop(changed, None)
+    mx.save_safetensors(str(tmp_path / "other"), arrays, {"moshi": json.dumps(about)})
+    with pytest.raises(CheckpointError, match=said):
+        moshi.resume(tmp_path / "other.safetensors")
+
+
+def test_any_whole_number_is_a_seed() -> None:
+    assert moshi_mlx.load("untrained", seed=-1).fingerprint != moshi_mlx.load("untrained", seed=0).fingerprint

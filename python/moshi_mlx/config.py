@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from .config_values import at_least, get_value, require, section, whole_numbers
@@ -221,8 +221,10 @@ class LMConfig:
         schedule = self.depformer_weights_per_step_schedule
         if schedule is not None and len(schedule) != self.dep_q:
             raise ConfigError(f"config.json: weight schedule of {len(schedule)} slices; expected dep_q = {self.dep_q}.")
-        if min(self.schedule, default=0) < 0:
-            raise ConfigError(f"config.json: weight schedule {list(self.schedule)}; a weight set can't be negative.")
+        if sorted(set(self.schedule)) != list(range(len(set(self.schedule)))):
+            raise ConfigError(
+                f"config.json: weight schedule {list(self.schedule)}; expected weight sets counted from 0, all used."
+            )
 
 
 def _conditioners(data: Mapping[str, Any], summed: Sequence[str]) -> dict[str, ConditionerConfig]:
@@ -331,7 +333,3 @@ class MimiConfig:
             raise ConfigError(f"config.json: {self.dimension} can't be divided among {self.num_heads} heads.")
         if not self.max_period > 0:
             raise ConfigError(f"config.json: max_period is {self.max_period}; expected a number such as 10000.")
-
-    def with_codebooks(self, n_q: int) -> MimiConfig:
-        """The same codec with fewer codebooks kept."""
-        return replace(self, n_q=n_q)

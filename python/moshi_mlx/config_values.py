@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from .errors import ConfigError
 
 _MISSING = object()
+_TOO_LARGE = 1 << 31
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -34,15 +34,15 @@ def get_value(data: Mapping[str, Any], key: str, kind: type | tuple[type, ...], 
     """The value of `key`, which must be of type `kind` or equal to `default`.
 
     Raises:
-        ConfigError: it is missing, of another type, or not finite.
+        ConfigError: it is missing, of another type, or of no size that a model can have.
     """
     value = data.get(key, default)
     if value is _MISSING:
         raise ConfigError(f"config.json has no '{key}'. Is it a Moshi model's or codec's configuration?")
     if value is default:
         return value
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if not isinstance(value, kind) or isinstance(value, bool) or not finite:
+    sane = not isinstance(value, (int, float)) or abs(value) < _TOO_LARGE  # neither infinite nor NaN
+    if not isinstance(value, kind) or isinstance(value, bool) or not sane:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         raise ConfigError(f"config.json: '{key}' is {value!r}; expected {' or '.join(k.__name__ for k in kinds)}.")
     return value
@@ -57,7 +57,7 @@ def whole_numbers(data: Mapping[str, Any], key: str, default: Any = _MISSING) ->
     if default is not _MISSING and data.get(key) is None:
         return tuple(default)
     values = get_value(data, key, list)
-    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+    if not all(isinstance(value, int) and not isinstance(value, bool) and abs(value) < _TOO_LARGE for value in values):
         raise ConfigError(f"config.json: '{key}' is {values}; expected whole numbers.")
     return tuple(values)
 

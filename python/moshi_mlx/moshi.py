@@ -115,16 +115,20 @@ class Moshi:
             loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
             arrays, metadata = loaded
             about = json.loads(metadata["moshi"])
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            ours = (about.get("format"), about.get("model")) == (_FORMAT, self.fingerprint)
+        except (OSError, RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} holds no saved conversation ({error}). Choose a file made by save."
             ) from error
-        if about.get("format") != _FORMAT or about.get("model") != self.fingerprint:
+        if not ours:
             raise CheckpointError(f"{path} was saved with another model; load that one to resume it.")
-        audio, text = Sampling(*about["audio"]), Sampling(*about["text"])
-        graph = self._graph(audio, text, about.get("compile", True), about["kv_bits"])
-        session = Session(self, about["seed"], graph, profile, about["conditions"])
-        session._restore(arrays, about)
+        try:
+            audio, text = Sampling(*about["audio"]), Sampling(*about["text"])
+            graph = self._graph(audio, text, about.get("compile", True), about["kv_bits"])
+            session = Session(self, about["seed"], graph, profile, about["conditions"])
+            session._restore(arrays, about)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}). Begin a new conversation.") from error
         return session
 
     # The codec's parts of a step's graph.

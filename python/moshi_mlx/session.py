@@ -21,7 +21,7 @@ from .config import FRAME_SIZE
 from .errors import InputError
 from .generation import LMGen
 from .layers import arrays_of
-from .step_graph import StepGraph, queue
+from .step_graph import GenState, StepGraph, queue
 
 if TYPE_CHECKING:
     from .moshi import Moshi
@@ -215,13 +215,6 @@ class Session:
             StorageError: the file can't be written.
         """
         state = self._gen.state
-        written = min(state.offset, state.kv.context)
-        tree = {
-            "kv": [[array[:, :, :, :written] for array in layer] for layer in state.kv.layers],
-            "line": state.line,
-            "encoder": self._encoder,
-            "decoder": self._decoder,
-        }
         graph = self._gen.graph
         about = {
             "format": _FORMAT,
@@ -236,14 +229,23 @@ class Session:
             "text": [graph.text_sampling.temp, graph.text_sampling.top_k],
             "conditions": self._conditions,
         }
-        arrays = {name: mx.contiguous(array) for name, array in arrays_of(tree).items()}
+        arrays = {name: mx.contiguous(array) for name, array in self._arrays(state).items()}
         specs = {name: TensorSpec(tuple(array.shape), DTYPE_NAMES[array.dtype]) for name, array in arrays.items()}
         write_safetensors(path, specs, arrays.items(), {"moshi": json.dumps(about)})
 
     def _restore(self, arrays: dict[str, mx.array], about: dict[str, Any]) -> None:
+        """Take over what `save` wrote; any of Python's errors for what it can't have written."""
+        offset, seed, dropped, pending = (about[key] for key in ("offset", "seed", "dropped", "pending"))
+        if not all(isinstance(number, int) for number in (offset, seed, dropped)) or not 0 <= offset < 1 << 31:
+            raise ValueError(f"it is at step {offset!r} with seed {seed!r} and {dropped!r} frames dropped")
+        state = self._gen.make_state(seed)
+        state.kv.offset = offset
+        kinds = [
+            {name: (array.shape, array.dtype) for name, array in of.items()} for of in (self._arrays(state), arrays)
+        ]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"its tensors aren't those of a conversation of {offset} steps")
         tree: Any = tree_unflatten(list(arrays.items()))
-        state = self._gen.make_state(about["seed"])
-        state.kv.offset = about["offset"]
         for layer, kept in zip(state.kv.layers, tree["kv"], strict=True):
             for array, part in zip(layer, kept, strict=True):
                 array[:, :, :, : part.shape[3]] = part
@@ -253,8 +255,19 @@ class Session:
         # In the order in which a new session has them: in the file's, the graphs would be built once more.
         self._encoder = tree_map(lambda new, kept: kept, self._encoder, tree["encoder"])
         self._decoder = tree_map(lambda new, kept: kept, self._decoder, tree["decoder"])
-        self._text.pending = bytes(about["pending"])
-        self.dropped = about["dropped"]
+        self._text.pending = bytes(list(pending))
+        self.dropped = dropped
+
+    def _arrays(self, state: GenState) -> dict[str, mx.array]:
+        """What a saved conversation at `state` holds, by name."""
+        written = min(state.offset, state.kv.context)
+        tree = {
+            "kv": [[array[:, :, :, :written] for array in layer] for layer in state.kv.layers],
+            "line": state.line,
+            "encoder": self._encoder,
+            "decoder": self._decoder,
+        }
+        return arrays_of(tree)
 
 
 def _checked(pcm: npt.ArrayLike) -> npt.NDArray[np.float32]:

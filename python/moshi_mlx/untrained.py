@@ -46,7 +46,7 @@ _LM = LMConfig(
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, mx.array]:
     """Float32 tensors of the given shapes: matrices that keep the scale of what they multiply, norms of one."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed % (1 << 64))
     tensors = {}
     for name, shape in shapes.items():
         if len(shape) < 2:

@@ -89,7 +89,7 @@ def read_header(path: str | Path) -> Header:
         table = json.loads(raw)
         metadata = table.pop("__metadata__", {})
         tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in table.items()}
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} has an unreadable header ({error}). Download the file again.") from error
     _check_data(path, size, tensors, 8 + length)
     return Header(path, tensors, metadata)
