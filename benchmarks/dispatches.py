@@ -2,7 +2,8 @@
 
 On a GPU every operation costs some microseconds whatever its size, and every wait leaves the GPU idle. Both can be
 counted on any machine: a step's graph is built as it is on Metal (32 layers, depth transformer 6 x 8, 4 bits; narrow,
-as width doesn't matter) and its nodes are counted before it runs, here and, with MOSHI_PEERS set, in `moshi_mlx`.
+as width doesn't matter) and its nodes are counted before it runs, here and, with MOSHI_PEERS set, in `moshi_mlx`. A
+node may be several launches there: a partition of the logits is a sort on Metal, for now (see `README.md`).
 """
 
 from __future__ import annotations

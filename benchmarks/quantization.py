@@ -15,6 +15,7 @@ conversation, so that each is predicted from what the cache kept.
 from __future__ import annotations
 
 import gc
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ from traffic import Chooser, kv_bytes, lm_bytes_held, lm_bytes_read
 
 from moshi_mlx.checkpoint import LMFile, Recipe, check_lm, load_lm_tensors, resolve
 from moshi_mlx.checkpoint.saving import need_floating_point
+from moshi_mlx.cli.options import at_least, run_program
 from moshi_mlx.config import SAMPLE_RATE, LMConfig
 from moshi_mlx.errors import InputError
 from moshi_mlx.lm import LMModel
@@ -184,11 +186,20 @@ def predictions_by_step(lm: LMModel, codes: mx.array, kv_bits: int | None) -> LM
 
 
 def stored_streams(path: Path, config: LMConfig) -> mx.array:
-    """Token streams int32 [B, 1 + n_q, T] of a .npy file."""
-    codes = np.load(path)
-    if codes.ndim != 3 or codes.shape[1] != config.n_q + 1:
-        raise SystemExit(f"{path} holds {list(codes.shape)}; expected [batch, {config.n_q + 1}, steps].")
-    return mx.array(codes.astype(np.int32))
+    """Token streams int32 [B, 1 + n_q, T] of a .npy file.
+
+    Raises:
+        InputError: no such file, or no streams in it.
+    """
+    expected = f"expected tokens [batch, {config.n_q + 1}, steps] in a .npy file"
+    try:
+        with path.open("rb") as file:
+            codes = np.lib.format.read_array(file).astype(np.int32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--streams {path} can't be read ({error}); {expected}.") from error
+    if codes.ndim != 3 or codes.shape[1] != config.n_q + 1 or not codes.size:
+        raise InputError(f"--streams {path} holds {list(codes.shape)}; {expected}.")
+    return mx.array(codes)
 
 
 def answer_streams(model: str, speech: Path, seed: int) -> mx.array:
@@ -248,7 +259,7 @@ def find(model: str, folder: Path) -> LMFile:
     return check_lm(files.need("lm"), files.lm_config)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = options(__doc__)
     parser.add_argument("model", help="model (folder, repository, nano), or random-256, random-512")
     default = [*LEVELS, MIXED]
@@ -259,13 +270,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--streams", type=Path, metavar="NPY", help="tokens [batch, 1 + n_q, steps] to predict")
     given.add_argument("--speech", type=Path, metavar="FILE", help="predict a conversation: this, and the answer to it")
-    parser.add_argument("--length", type=int, default=48, help="steps of streams made of nothing (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of generated streams")
-    parser.add_argument("--steps", type=int, default=30, help="steps to time (%(default)s)")
+    parser.add_argument("--length", type=at_least(1), default=48, help="steps of streams made of nothing (%(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of generated streams")
+    parser.add_argument("--steps", type=at_least(1), default=30, help="steps to time (%(default)s)")
     parser.add_argument("--packed", action="store_true", help="keep weights packed on a CPU as well")
     add_plot_option(parser, "size against divergence")
     chosen = parser.parse_args(arguments)
     notes = []
+    for level in chosen.levels or ():
+        Recipe.parse(level)  # before anything takes long
     with tempfile.TemporaryDirectory() as folder:
         file = find(chosen.model, Path(folder))
         if chosen.levels:
@@ -300,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plot(results, chosen.plot, f"Quantization of {Path(chosen.model).name}")
     details = {"model": chosen.model, "levels": [asdict(result) for result in results]}
     report(__doc__, chosen.json, list(figures(results)), details, notes)
+    return 0
 
 
 def figures(results: Sequence[Measured]) -> list[Figure]:
@@ -314,4 +328,4 @@ def figures(results: Sequence[Measured]) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -32,7 +32,10 @@ from models import SHAPES
 from traffic import Chooser, bandwidth, codec_bytes_read, kv_bytes, lm_bytes_read
 
 from moshi_mlx.checkpoint import check_lm, resolve
+from moshi_mlx.checkpoint.quantization import AFFINE_BITS
+from moshi_mlx.cli.options import at_least, run_program
 from moshi_mlx.config import FRAME_SIZE, LMConfig, MimiConfig
+from moshi_mlx.errors import InputError
 from moshi_mlx.layers import arrays_of
 from moshi_mlx.lm.cache import KV_BITS
 
@@ -63,16 +66,22 @@ class Row:
 
 
 def find(model: str, folder: Path) -> str | Path:
-    """A folder or repository; `random-SHAPE[-BITS]` is made, `7b` being a shape, too."""
+    """A folder or repository; `random-SHAPE[-BITS]` is made, `7b` being a shape, too.
+
+    Raises:
+        InputError: no such shape or bits.
+    """
     if not model.startswith("random-"):
         return model
     shape, _, bits = model.removeprefix("random-").partition("-")
+    if bits and bits not in map(str, AFFINE_BITS):
+        raise InputError(f"{model}: there are no {bits!r} bits. Expected one of {', '.join(map(str, AFFINE_BITS))}.")
     if shape == "7b":
         make_model(folder, LMConfig.published(), int(bits or 4))
     elif shape in SPEAKING:
         make_folder(folder, shape, int(bits) if bits else None)
     else:
-        raise SystemExit(f"No shape {shape}: there are 7b, {', '.join(SPEAKING)}.")
+        raise InputError(f"No shape {shape}: there are 7b, {', '.join(SPEAKING)}.")
     return folder
 
 
@@ -156,13 +165,15 @@ def _spread(times: Sequence[float]) -> str:
     return f"{median:.1f} ({low:.1f} - {high:.1f})"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = options(__doc__)
     parser.add_argument("models", nargs="*", default=DEFAULT, help="folders, repositories or random-SHAPE[-BITS]")
-    parser.add_argument("--steps", type=int, default=50, help="of each kind (%(default)s)")
+    parser.add_argument("--steps", type=at_least(1), default=50, help="of each kind (%(default)s)")
     parser.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize the cache")
     parser.add_argument("--folder", help="where to make random models (removed afterwards)")
     chosen = parser.parse_args(arguments)
+    if chosen.folder and not Path(chosen.folder).is_dir():
+        parser.error(f"--folder {chosen.folder}: there is no such folder")
     chip = this_chip()
     bytes_per_second = chip.gb_per_s * 1e9 if chip else bandwidth()
     rows = []
@@ -180,7 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report(__doc__, chosen.json, figures, {"markdown": table, "line": ours})
     print("\n" + table)
     print(f"\nIts line in the table of benchmarks/README.md ({', '.join(HEAD)}):\n\n{ours}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -8,6 +8,7 @@ worse. `report.py` measures what yours really does.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from common import Figure, options, report
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from traffic import kv_bytes
 
+from moshi_mlx.cli.options import at_least, run_program
 from moshi_mlx.config import LMConfig
 from moshi_mlx.lm.cache import KV_BITS
 
@@ -28,16 +30,18 @@ NOTES = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = options(__doc__)
-    parser.add_argument("--context", type=int, default=3000, help="steps in the cache (%(default)s: full, 4 minutes)")
+    parser.add_argument(
+        "--context", type=at_least(0), default=3000, help="steps in the cache (%(default)s: full, 4 minutes)"
+    )
     parser.add_argument("--levels", nargs="+", default=list(LEVELS))
     parser.add_argument("--kv-bits", type=int, choices=KV_BITS, help="quantize the cache, in all that follows from it")
     parser.add_argument("--markdown", action="store_true", help="print only the README's table, a line a chip")
     chosen = parser.parse_args(arguments)
     if chosen.markdown:
         print(markdown_table())
-        return
+        return 0
     config = LMConfig.published()
     needs = [need(config, level, chosen.context, chosen.kv_bits) for level in chosen.levels]
     empty = [need(config, level, 0, chosen.kv_bits) for level in chosen.levels]
@@ -72,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report(
         __doc__, chosen.json, figures, {"context": chosen.context, "kv_bits": chosen.kv_bits, "chips": details}, NOTES
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -159,14 +159,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def verdict_on(figures: Sequence[Figure]) -> str:
     """What the five ratios say."""
-    clock, processor, paired, *memory = [figure.reached for figure in figures if figure.at_most is not None]
-    if clock:
-        time = f"the last steps are within {FLAT - 1:.0%} of those right after the window filled"
-    elif paired or processor:
+    clock, processor, paired, *memory = [figure for figure in figures if figure.at_most is not None]
+    within = f"within {FLAT - 1:.0%}"
+    if _near(clock):
+        time = f"the last steps are {within} of those right after the window filled"
+    elif clock.reached:
+        time = (
+            f"the last steps are not {within} of those right after the window filled but faster, {clock.median:.3f} by "
+            f"the clock; old by young in turns, where other work meets both, is {paired.median:.3f}, "
+        )
+        time += f"{within}: the difference is the machine's, not age's" if _near(paired) else "not within it either"
+    elif paired.reached or processor.reached:
         time = "the last steps are slower by the clock, for other work on the machine: not slower for their age"
     else:
         time = "the last steps are slower than those right after the window filled"
-    return f"Time: {time}. Memory: {'flat' if all(memory) else 'grows'}."
+    return f"Time: {time}. Memory: {'flat' if all(figure.reached for figure in memory) else 'grows'}."
+
+
+def _near(ratio: Figure) -> bool:
+    """Whether a ratio is flat either way: neither slower nor faster."""
+    return 2 - FLAT <= ratio.median <= FLAT
 
 
 def _progress() -> Progress:

@@ -1,5 +1,6 @@
 """The benchmarks: each runs in its smallest setting and writes a valid result, and what they count is right."""
 
+import importlib
 import json
 import math
 import os
@@ -32,8 +33,10 @@ from traffic import kv_bytes, lm_bytes_held, lm_bytes_read  # noqa: E402
 import moshi_mlx  # noqa: E402
 from moshi_mlx.checkpoint import Recipe, check_lm, kind_of  # noqa: E402
 from moshi_mlx.config import LMConfig  # noqa: E402
+from moshi_mlx.errors import InputError  # noqa: E402
 from moshi_mlx.lm import KVCache  # noqa: E402
 from moshi_mlx.quality import Divergence, divergence, predictions  # noqa: E402
+from moshi_mlx.recipe_search import time_budget  # noqa: E402
 from moshi_mlx.train.script import Script  # noqa: E402
 
 
@@ -191,6 +194,24 @@ def test_a_soaks_verdict_tells_age_from_a_busy_machine() -> None:
     assert verdict(1.0, 1.0, 1.0, 1.3, 1.0).endswith("Memory: grows.")
 
 
+def test_a_soak_that_got_faster_is_judged_by_the_turns_and_not_called_flat_by_the_clock() -> None:
+    from soak import verdict_on
+
+    def verdict(clock: float, paired: float) -> str:
+        return verdict_on([Figure.exact("", "x", ratio, at_most=1.05) for ratio in (clock, 1.0, paired, 1.0, 1.0)])
+
+    flat = verdict(0.96, 0.9)
+    assert flat == "Time: the last steps are within 5% of those right after the window filled. Memory: flat."
+    by_turns = verdict(0.918, 0.987)
+    assert "the last steps are not within 5%" in by_turns
+    assert "0.918 by the clock" in by_turns
+    assert "is 0.987, within 5%: the difference is the machine's" in by_turns
+    for paired in (0.9, 1.2):
+        neither = verdict(0.918, paired)
+        assert f"is {paired:.3f}, not within it either" in neither
+        assert "machine's" not in neither
+
+
 def test_an_eight_bit_model_has_smaller_groups_where_the_usual_ones_dont_divide_a_row(tmp_path: Path) -> None:
     weights = make_lm(tmp_path, SHAPES["256"], 8)
     quantization = check_lm(weights, LMConfig.from_dict(SHAPES["256"])).quantization
@@ -345,6 +366,21 @@ def test_a_step_reads_one_row_of_every_embedding() -> None:
     assert lm_bytes_held(config, bf16) - lm_bytes_read(config, bf16) == 2 * unread
 
 
+@pytest.mark.parametrize("kv_bits", [None, 8, 4])
+@pytest.mark.parametrize(
+    "config",
+    [
+        LMConfig.published(),
+        replace(LMConfig.published(), depformer_weights_per_step_schedule=(0, *[1] * 7), extra_heads_num_heads=2),
+    ],
+)
+def test_a_recipe_search_counts_the_bytes_of_a_step_that_the_limits_do(config: LMConfig, kv_bits: int | None) -> None:
+    budget = time_budget(60, 68, config, kv_bits)
+    for level in ("2", "4,attention=8", "bf16"):
+        beside = 60e-3 * 68e9 - budget.nbytes
+        assert budget.of(config, Recipe.parse(level)) + beside == need(config, level, config.context, kv_bits).read
+
+
 def test_a_full_cache_of_the_7b_takes_1_57_gb() -> None:
     config = LMConfig.published()
     assert kv_bytes(config, 3000) == 1_572_864_000
@@ -385,3 +421,59 @@ def test_a_conversation_that_cannot_be_measured_says_why_in_one_line(arguments: 
     assert done.returncode not in (0, 1), done.stderr
     assert done.stdout.startswith("error: ") and said in done.stdout, done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["quantization", "nowhere/"], "nowhere/"),
+        (["quantization", "random-256", "--levels", "7"], "Can't quantize to '7'"),
+        (["quantization", "random-256", "--levels", "4", "--streams", "nowhere.npy"], "nowhere.npy"),
+        (["report", "nowhere/", "--steps", "2"], "nowhere/"),
+        (["report", "random-512-7", "--steps", "2"], "no '7' bits"),
+        (["report", "random-9", "--steps", "2"], "No shape 9"),
+        (["roofline", "--levels", "4", "7"], "Can't quantize to '7'"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(arguments: list[str], said: str) -> None:
+    command = [sys.executable, str(BENCHMARKS / f"{arguments[0]}.py"), *arguments[1:]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode in (2, 3), done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("roofline", ["--context", "-3000"]),
+        ("report", ["nowhere/", "--steps", "0"]),
+        ("quantization", ["nowhere/", "--steps", "0"]),
+        ("quantization", ["nowhere/", "--length", "0"]),
+        ("quantization", ["nowhere/", "--seed", "-1"]),
+    ],
+)
+def test_numbers_that_are_too_small_are_refused(
+    name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(name).main(arguments)
+    assert stopped.value.code == 2
+    assert "or more" in capsys.readouterr().err
+
+
+def test_streams_that_are_none_are_refused(tmp_path: Path) -> None:
+    from quantization import stored_streams
+
+    config = moshi_mlx.load("untrained").lm.config
+    path = tmp_path / "streams.npy"
+    for content in (np.zeros((1, 3, 5)), np.zeros((1, 17, 0)), np.array(["a"]), np.array([None])):
+        np.save(path, content)
+        with pytest.raises(InputError, match=r"streams\.npy .*expected tokens \[batch, 17, steps\]"):
+            stored_streams(path, config)
+    for damaged in (b"", b"\x93NUMPY\x01\x00", b"PK\x03\x04"):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"can't be read .*expected tokens"):
+            stored_streams(path, config)
+    np.save(path, np.ones((2, 17, 5), np.int64))
+    assert stored_streams(path, config).shape == (2, 17, 5)

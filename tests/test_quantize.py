@@ -88,6 +88,19 @@ def test_codec_and_tokenizer_come_along(source, tmp_path):
     assert LMConfig.from_dict(config) == LMConfig.from_dict(CONFIG)
 
 
+@pytest.mark.parametrize("codec", ["mimi", "codec"])
+def test_a_model_can_be_quantized_where_it_is_with_its_codec_in_a_folder(codec, source):
+    kept = {"config.json": b"{}", "model.safetensors": b"codec"}
+    (source / codec).mkdir()
+    for name, content in kept.items():
+        (source / codec / name).write_bytes(content)
+    assert main([str(source), str(source), "--bits", "8"]) == 0
+    assert read_config(source / "config.json")["mimi_name"] == codec
+    assert named_weights(source).name == "model.q8.safetensors"
+    assert {path.name: path.read_bytes() for path in (source / codec).iterdir()} == kept
+    load_lm(source)
+
+
 def test_a_model_without_config_gets_one(tmp_path):
     from moshi_mlx.checkpoint.saving import config_to_save
 
@@ -145,6 +158,12 @@ def test_a_search_measures_on_one_step_at_least(source, capsys):
     with pytest.raises(SystemExit):
         main([str(source), "--target-gb", "1", "--steps", "0"])
     assert "is not 1 or more" in capsys.readouterr().err
+
+
+def test_a_search_takes_no_seed_below_zero(source, capsys):
+    with pytest.raises(SystemExit):
+        main([str(source), "--target-gb", "1", "--seed", "-1"])
+    assert "is not 0 or more" in capsys.readouterr().err
 
 
 def test_one_way_of_saying_how_is_needed(source, tmp_path):

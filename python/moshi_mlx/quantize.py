@@ -1,7 +1,8 @@
 """python -m moshi_mlx.quantize: save a language model with fewer bits, in the published MLX layout.
 
 How many bits is said outright (--bits, --recipe), or searched for: the best measured quality within a budget of memory
-(--target-gb) or of bytes read per step (--target-ms at a memory --bandwidth).
+(--target-gb) or of bytes read per step (--target-ms at a memory --bandwidth, less what the codec and a full KV cache,
+of --kv-bits, take of it).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from .cli.download_bar import DownloadBar
 from .cli.options import above_zero, at_least
 from .errors import InputError, MoshiError, StorageError
 from .files import storage_errors, write_json
+from .lm.cache import KV_BITS
+from .mimi.weights import locate
 from .quality import Divergence
 from .recipe_file import read_recipe, report_of
 from .recipe_search import DEFAULT_LEVELS, file_budget, search, time_budget
@@ -62,23 +65,29 @@ def _parser() -> argparse.ArgumentParser:
         f"kinds: {', '.join(KINDS)}",
     )  # fmt: skip
     how.add_argument("--target-gb", type=above_zero, metavar="GB", help="search: size of the weights, in 10^9 bytes")
-    how.add_argument("--target-ms", type=above_zero, metavar="MS", help="search: time to read a step's weights in")
+    how.add_argument("--target-ms", type=above_zero, metavar="MS", help="search: time to read all in that a step reads")
     parser.add_argument("--bandwidth", type=above_zero, metavar="GB/S", help="memory bandwidth, for --target-ms")
+    parser.add_argument(
+        "--kv-bits", type=int, choices=KV_BITS,
+        help="for --target-ms: quantize what is remembered of the conversation, for less memory",
+    )  # fmt: skip
     parser.add_argument(
         "--levels", default=",".join(map(str, DEFAULT_LEVELS)), help="levels that a search may use (%(default)s)"
     )
     parser.add_argument("--steps", type=at_least(1), default=48, help="steps of the streams that a search measures on")
-    parser.add_argument("--seed", type=int, default=0, help="of those streams")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of those streams")
     return parser
 
 
 def _run(options: argparse.Namespace, console: Console) -> None:
     if (options.bandwidth is None) != (options.target_ms is None):
         raise InputError("--target-ms and --bandwidth go together: milliseconds a step, and GB/s to read weights at.")
+    if options.kv_bits is not None and options.target_ms is None:
+        raise InputError("--kv-bits goes with --target-ms, which counts the cache; the weights don't depend on it.")
     files = resolve(options.source, progress=DownloadBar)
     file = check_lm(files.need("lm"), files.lm_config)
     need_floating_point(file)
-    recipe, report = _chosen(options, file, console)
+    recipe, report = _chosen(options, files, file, console)
     destination = Path(options.destination).expanduser()
     name = weights_name(recipe)
     weights = destination if destination.suffix == ".safetensors" else _make_folder(destination) / name
@@ -95,21 +104,26 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     )
 
 
-def _chosen(options: argparse.Namespace, file: LMFile, console: Console) -> tuple[Recipe, dict[str, Any] | None]:
+def _chosen(
+    options: argparse.Namespace, files: CheckpointFiles, file: LMFile, console: Console
+) -> tuple[Recipe, dict[str, Any] | None]:
     """The recipe that the options name or ask to search for, and a search's report."""
     if options.target_gb is not None or options.target_ms is not None:
-        return _searched(options, file, console)
+        return _searched(options, files, file, console)
     if options.recipe is not None and options.recipe.endswith(".json"):
         return read_recipe(options.recipe, file.config), None
     return Recipe.parse(options.recipe or options.bits), None
 
 
-def _searched(options: argparse.Namespace, file: LMFile, console: Console) -> tuple[Recipe, dict[str, Any]]:
+def _searched(
+    options: argparse.Namespace, files: CheckpointFiles, file: LMFile, console: Console
+) -> tuple[Recipe, dict[str, Any]]:
     """Search a recipe within the budget; the recipe and what is to be kept in recipe.json."""
     if options.target_gb is not None:
         budget = file_budget(options.target_gb)
     else:
-        budget = time_budget(options.target_ms, options.bandwidth, file.config)
+        codec = None if files.mimi is None else locate(files.mimi)[1]
+        budget = time_budget(options.target_ms, options.bandwidth, file.config, options.kv_bits, codec)
     with _progress(console, "measurements") as bar:
         task = bar.add_task("Measuring the original", total=None)
         outcome = search(
@@ -160,9 +174,11 @@ def _complete(files: CheckpointFiles, folder: Path, weights: str) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     with storage_errors(str(target)):
+        if target.exists() and target.samefile(source):
+            return
         if source.is_dir():
             shutil.copytree(source, target, dirs_exist_ok=True)
-        elif not (target.exists() and target.samefile(source)):
+        else:
             shutil.copyfile(source, target)
 
 

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.layout import pieces
-from .checkpoint.quantization import Quantization, Recipe
+from .checkpoint.quantization import _FLOAT_MODES, _GROUP_SIZES, AFFINE_BITS, Quantization, Recipe
 from .config import LMConfig
 from .errors import InputError
 from .recipe_search import Budget, Outcome
+
+_KNOWN = (
+    *(Quantization(bits, group_size) for bits in AFFINE_BITS for group_size in _GROUP_SIZES),
+    *(Quantization(*layout, mode) for mode, layout in _FLOAT_MODES.items()),
+)
 
 
 def report_of(outcome: Outcome, budget: Budget) -> dict[str, Any]:
@@ -36,7 +41,7 @@ def read_recipe(path: str | Path, config: LMConfig) -> Recipe:
     """The recipe in a file that a search wrote.
 
     Raises:
-        InputError: no such file, no recipe in it, or one for another model.
+        InputError: no such file, no recipe in it, a quantization that there isn't, or a recipe for another model.
     """
     try:
         data = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
@@ -57,4 +62,12 @@ def _to_json(how: Quantization | None) -> dict[str, Any] | None:
 
 
 def _from_json(data: Mapping[str, Any] | None) -> Quantization | None:
-    return None if data is None else Quantization(**data)
+    if data is None:
+        return None
+    found = next((how for how in _KNOWN if how == Quantization(**data)), None)
+    if found is None:
+        raise ValueError(
+            f"there is no quantization {json.dumps(data)}: bits are {', '.join(map(str, AFFINE_BITS))} in groups of "
+            f"{', '.join(map(str, _GROUP_SIZES))}, or modes {', '.join(_FLOAT_MODES)} with bits and groups of their own"
+        )
+    return found

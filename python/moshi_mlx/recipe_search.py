@@ -9,6 +9,7 @@ the best of these is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,11 @@ import mlx.core as mx
 from .checkpoint.layout import pieces
 from .checkpoint.loading import LMFile, load_lm_tensors
 from .checkpoint.quantization import Quantization, Recipe, bytes_of, kind_of, level
-from .config import LMConfig
+from .config import LMConfig, MimiConfig
 from .errors import InputError
+from .lm.cache import KV_BITS, KVCache
 from .lm.weights import build
+from .mimi import expected_tensors
 from .precision import choose_precision
 from .quality import Divergence, divergence, generate_streams, predictions
 
@@ -39,6 +42,8 @@ class Budget:
 
     nbytes: float
     cost: Cost
+    refusal: Callable[[int], str]
+    """What to say where even the smallest model, of so many bytes, costs more."""
 
     def of(self, config: LMConfig, recipe: Recipe) -> int:
         """What a model costs with a recipe."""
@@ -50,30 +55,114 @@ class Budget:
 
 def file_budget(gigabytes: float) -> Budget:
     """A budget for the size of the weights' file, in 10^9 bytes."""
-    return Budget(gigabytes * 1e9, lambda _, shape, how: bytes_of(shape, how))
+
+    def refusal(smallest: int) -> str:
+        return (
+            f"The smallest model that these levels allow costs {smallest / 1e9:.3g} GB, the budget is "
+            f"{gigabytes:.3g} GB. Raise the budget or allow a lower level."
+        )
+
+    return Budget(gigabytes * 1e9, lambda _, shape, how: bytes_of(shape, how), refusal)
 
 
-def time_budget(milliseconds: float, gigabytes_per_second: float, config: LMConfig) -> Budget:
-    """A budget for the bytes that a step must read: `milliseconds` of a memory bandwidth, less a full bf16 KV cache.
+def time_budget(
+    milliseconds: float, gigabytes_per_second: float, config: LMConfig, kv_bits: int | None = None,
+    codec: MimiConfig | None = None,
+) -> Budget:  # fmt: skip
+    """A budget for the bytes of weights that a step may read: a time's at a bandwidth, less a full KV cache and codec.
 
-    A step reads every weight once, of the embeddings only one row each; slices that share a weight set read it again.
+    Args:
+        milliseconds: of a step.
+        gigabytes_per_second: bandwidth of the memory, 10^9 bytes a second.
+        config: the language model's shape.
+        kv_bits: of the cache, 8 or 4; None for bfloat16.
+        codec: its shape, which is the published one if not given.
 
     Raises:
-        InputError: the KV cache alone takes longer to read.
+        InputError: a cache that can't be quantized so.
     """
-    kv_cache = 2 * 2 * config.num_layers * config.context * config.dim
+    read = milliseconds * gigabytes_per_second * 1e6
+    kv_cache = kv_bytes(config, config.context, bits=kv_bits)
+    codec_bytes = codec_bytes_read(codec or MimiConfig.published(), max(config.user_q, config.dep_q))
+
+    def least_ms(nbytes: int) -> float:
+        return math.ceil((nbytes + codec_bytes) / gigabytes_per_second / 1e5) / 10
+
+    def refusal(smallest: int) -> str:
+        left = max(0.0, read - kv_cache - codec_bytes)
+        least, with_small_cache = (least_ms(smallest + cache) for cache in (kv_cache, _smallest_cache(config)))
+        ways = f"Allow {least:g} ms or a lower level"
+        if with_small_cache < least:
+            ways += f", or quantize the cache: with --kv-bits {KV_BITS[0]}, {with_small_cache:g} ms will do"
+        return (
+            f"Of the smallest model that these levels allow a step reads {smallest / 1e9:.3g} GB. {milliseconds:g} ms "
+            f"at {gigabytes_per_second:g} GB/s are {read / 1e9:.3g} GB: a full KV cache takes {kv_cache / 1e9:.3g} GB "
+            f"of them, the codec {codec_bytes / 1e9:.3g} GB, and {left / 1e9:.3g} GB are left. {ways}."
+        )
 
     def cost(module: str, shape: tuple[int, ...], how: Quantization | None) -> int:
-        return bytes_of((1, *shape[1:]) if kind_of(module) == "embeddings" else shape, how)
+        return bytes_of(shape_read(config, module, shape), how)
 
-    for_weights = milliseconds * gigabytes_per_second * 1e6 - kv_cache
-    if for_weights <= 0:
-        alone = kv_cache / gigabytes_per_second / 1e6
-        raise InputError(
-            f"Reading a full KV cache alone, {kv_cache / 1e9:.3g} GB, takes {alone:.3g} ms of the {milliseconds:g}. "
-            "Allow more time."
-        )
-    return Budget(for_weights, cost)
+    return Budget(read - kv_cache - codec_bytes, cost, refusal)
+
+
+def _smallest_cache(config: LMConfig) -> int:
+    """Bytes of a full KV cache of the fewest bits that the model's heads allow."""
+    try:
+        return kv_bytes(config, config.context, bits=KV_BITS[0])
+    except InputError:
+        return kv_bytes(config, config.context)
+
+
+def shape_read(config: LMConfig, module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a weight's shape, what one step of the language model reads.
+
+    All of both transformers and of the output projections, every slice of the depth transformer reading its own; of an
+    embedding the one row that is looked up; of conditions, further heads and an input projection that is computed for
+    another slice, too, nothing.
+    """
+    if module.startswith(("extra_heads", "condition_provider")) or _is_shared_input(config, module):
+        return (0, *shape[1:])
+    return (1, *shape[1:]) if kind_of(module) == "embeddings" else shape
+
+
+def _is_shared_input(config: LMConfig, module: str) -> bool:
+    """Whether this input projection of a slice is another's, computed once for both."""
+    parts = module.split(".")
+    if parts[0] != "depformer" or parts[3] != "linear_in":
+        return False
+    slice_ = int(parts[2])
+    return config.schedule.index(config.schedule[slice_]) != slice_
+
+
+def kv_bytes(config: LMConfig, steps: int, dtype: mx.Dtype = mx.bfloat16, bits: int | None = None) -> int:
+    """Keys and values of the last `steps` steps, or of the window where it is shorter.
+
+    Args:
+        config: the model's shape.
+        steps: how many.
+        dtype: of the numbers, or of the scales of quantized ones.
+        bits: of a quantized cache, 8 or 4.
+
+    Raises:
+        InputError: a cache that can't be quantized so.
+    """
+    one_step = KVCache.empty(1, (1, config.num_heads, 1, config.dim // config.num_heads), dtype, bits)
+    return config.num_layers * min(steps, config.context) * one_step.nbytes
+
+
+def codec_bytes_read(config: MimiConfig, codebooks: int, item_bytes: int = 4) -> int:
+    """Weights of encoder and decoder for one frame: every codebook searched once, of its entries one decoded."""
+    total = 0
+    for name, shape in expected_tensors(config).items():
+        if "_codebook." in name:
+            index = int(name.split(".")[4]) + ("rvq_rest" in name)
+            # Sum and usage are one table of entries once they are loaded.
+            if name.endswith("embedding_sum") and index < codebooks:
+                total += (shape[0] + 1) * shape[1]
+        else:
+            total += math.prod(shape)
+    return total * item_bytes
 
 
 @dataclass(frozen=True)
@@ -132,12 +221,10 @@ def search(
     config = file.config
     ladder = [level(value) for value in levels]
     costs = _unit_costs(config, budget, ladder)
-    spare = budget.nbytes - budget.of(config, Recipe(min(ladder, key=lambda how: budget.of(config, Recipe(how)))))
+    smallest = min(budget.of(config, Recipe(how)) for how in ladder)
+    spare = budget.nbytes - smallest
     if spare < 0:
-        raise InputError(
-            f"The smallest model that these levels allow costs {(budget.nbytes - spare) / 1e9:.3g} GB, the budget is "
-            f"{budget.nbytes / 1e9:.3g} GB. Raise the budget or allow a lower level."
-        )
+        raise InputError(budget.refusal(smallest))
     trials = _Trials(file, steps, seed)
     sensitivity: dict[str, dict[str, float]] = {}
     jobs = [(unit, how) for unit in units(config) for how in ladder]

@@ -1,4 +1,7 @@
-"""Choosing a token: temperature and top-k by the Gumbel-max trick, without sorting the vocabulary."""
+"""Choosing a token: temperature and top-k by the Gumbel-max trick.
+
+Top-k asks for a partition of the logits only; on a CPU it is one, on Metal MLX sorts them for now.
+"""
 
 from __future__ import annotations
 
