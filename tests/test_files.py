@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from moshi_mlx.cli.transcript import Transcript
 from moshi_mlx.errors import StorageError
-from moshi_mlx.files import ResultFile
+from moshi_mlx.files import ResultFile, storage_errors
 
 
 def test_a_result_has_its_name_only_when_complete(tmp_path: Path) -> None:
@@ -80,6 +81,14 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_a_folder_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="is a folder"):
         ResultFile(tmp_path)
+
+
+def test_a_folder_that_could_not_be_copied_says_why(tmp_path: Path) -> None:
+    (tmp_path / "from" / "part").mkdir(parents=True)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "part").touch()
+    with pytest.raises(StorageError, match=r"Can't write folder: \[Errno \d+\] File exists"), storage_errors("folder"):
+        shutil.copytree(tmp_path / "from", tmp_path / "folder", dirs_exist_ok=True)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -94,11 +94,12 @@ def test_a_model_can_be_quantized_where_it_is_with_its_codec_in_a_folder(codec, 
     (source / codec).mkdir()
     for name, content in kept.items():
         (source / codec / name).write_bytes(content)
+    assert main([str(source), str(source / codec), "--bits", "8"]) == 2, "the codec's place"
     assert main([str(source), str(source), "--bits", "8"]) == 0
     assert read_config(source / "config.json")["mimi_name"] == codec
     assert named_weights(source).name == "model.q8.safetensors"
-    assert {path.name: path.read_bytes() for path in (source / codec).iterdir()} == kept
     load_lm(source)
+    assert {path.name: path.read_bytes() for path in (source / codec).iterdir()} == kept
 
 
 def test_a_model_without_config_gets_one(tmp_path):

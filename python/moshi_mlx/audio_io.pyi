@@ -85,7 +85,7 @@ class AudioIO:
     microphone heard; `noise_suppression` also lowers steady background noise. More than `max_lag_ms` of sound that
     waits to be read is dropped but for its newest frame.
 
-    Raises DeviceError: no device, unknown, busy, refused.
+    Raises DeviceError: no device, unknown, busy, refused. Raises InputError: `max_lag_ms` isn't from 80 to 60000.
     """
 
     def __init__(
@@ -97,14 +97,18 @@ class AudioIO:
         noise_suppression: bool = False,
     ) -> None: ...
     def read(self, timeout: float = 1.0) -> NDArray[np.float32]:
-        """Wait for the next frame, float32 [1920]; raises TimeoutError after `timeout` seconds without one."""
+        """Wait for the next frame, float32 [1920].
+
+        Raises TimeoutError after `timeout` seconds without one, InputError where `input` is False.
+        """
 
     def write(self, pcm: Sound, timeout: float | None = None) -> None:
         """Hand over at most one frame, float32 [samples].
 
         Without a timeout it returns at once, and sound that would wait for more than two frames is skipped, oldest
         first: right for answers to `read`, which come in its rhythm. With a timeout it first waits until the frame
-        would not queue up: right for a file; raises TimeoutError after `timeout` seconds.
+        would not queue up: right for a file; raises TimeoutError after `timeout` seconds. Raises InputError for more
+        than a frame, and where `output` is False.
         """
 
     @property

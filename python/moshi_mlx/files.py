@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -147,6 +148,8 @@ def storage_errors(name: str) -> Iterator[None]:
 
 
 def _explain(name: str, error: OSError) -> str:
+    if isinstance(error, shutil.Error):  # of a folder's files, some of which were copied
+        return f"Can't write {name}: {error.args[0][0][2]}."
     folder = os.path.dirname(os.path.abspath(name))
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:

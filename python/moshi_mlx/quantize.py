@@ -87,8 +87,10 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     files = resolve(options.source, progress=DownloadBar)
     file = check_lm(files.need("lm"), files.lm_config)
     need_floating_point(file)
-    recipe, report = _chosen(options, files, file, console)
     destination = Path(options.destination).expanduser()
+    if files.mimi is not None and destination.exists() and destination.samefile(files.mimi):
+        raise InputError(f"{destination} is the model's codec. Name another folder for the weights.")
+    recipe, report = _chosen(options, files, file, console)
     name = weights_name(recipe)
     weights = destination if destination.suffix == ".safetensors" else _make_folder(destination) / name
     with _progress(console) as bar:
