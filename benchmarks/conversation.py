@@ -11,7 +11,6 @@ Users speak in the voices that the training configuration holds out. Needs the `
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -26,8 +25,9 @@ from talking import FRAME, LOUD, Reply, Talk, closest_answer, comparable, edit_d
 from timeline import draw
 
 import moshi_mlx
+from moshi_mlx.cli.options import above_zero, at_least, run_program, try_place
 from moshi_mlx.config import SAMPLE_RATE
-from moshi_mlx.errors import MoshiError
+from moshi_mlx.files import write_json
 from moshi_mlx.train.augment import gain, noise, power, room
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.script import Intent, Script, expand, pick
@@ -311,7 +311,7 @@ class Bench:
         """Measure the named parts."""
         script = self.script
         plain = 0.0
-        if "accuracy" in parts or "disturbed" in parts:
+        if {"accuracy", "disturbed", "judge"} & set(parts):  # what is judged are the answers to known wordings
             progress("known wordings")
             known = [(i.answers, t) for i, t in self.questions()]
             plain = 100 * float(np.mean(self.accuracy("accuracy, known wordings", 97, known, keep=True)))
@@ -389,8 +389,15 @@ def by_voice(log: Sequence[dict[str, object]]) -> Table | None:
     return shown
 
 
-def measure(options: argparse.Namespace, console: Console) -> None:
-    """Converse as the command line says, and show the figures."""
+def measure(options: argparse.Namespace) -> int:
+    """Converse as the command line says, and show the figures; returns the exit code.
+
+    Raises:
+        MoshiError: as its parts, what can't be written before anything is measured.
+    """
+    console = Console()
+    for path in (options.json, options.timeline):
+        try_place(path)
     config = Config.load(options.config)
     moshi = moshi_mlx.load(options.model)
     voices = options.voices or config.data.held_out_voices
@@ -403,6 +410,7 @@ def measure(options: argparse.Namespace, console: Console) -> None:
         report(bench, options, time.monotonic() - started, console)
     if options.timeline:
         picture(bench, options.timeline)
+    return 0
 
 
 def report(bench: Bench, options: argparse.Namespace, seconds: float, console: Console) -> None:
@@ -416,7 +424,7 @@ def report(bench: Bench, options: argparse.Namespace, seconds: float, console: C
     )
     if options.json:
         lines = [{**line.__dict__, "reached": line.reached} for line in bench.lines]
-        options.json.write_text(json.dumps({"model": options.model, "lines": lines, "log": bench.log}, indent=1))
+        write_json(options.json, {"model": options.model, "lines": lines, "log": bench.log})
 
 
 def main() -> int:
@@ -425,20 +433,14 @@ def main() -> int:
     parser.add_argument("--model", default="nano", help="nano, a folder or a hub repository")
     parser.add_argument("--config", type=Path, default=NANO / "train.yaml", help="names the script and held-out voices")
     parser.add_argument("--voices", nargs="+", help="who asks, instead of the held-out voices")
-    parser.add_argument("--sample", type=int, help="questions a line at most")
+    parser.add_argument("--sample", type=at_least(1), help="questions a line at most")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--minutes", type=float, default=10.0, help="length of the long conversation")
+    parser.add_argument("--minutes", type=above_zero, default=10.0, help="length of the long conversation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write all figures and every reply into this file")
     parser.add_argument("--timeline", type=Path, help="draw a conversation into this SVG file")
     options = parser.parse_args()
-    console = Console()
-    try:
-        measure(options, console)
-    except MoshiError as error:
-        console.print(f"error: {error}", markup=False, soft_wrap=True)
-        return error.exit_code
-    return 0
+    return run_program(lambda: measure(options))
 
 
 if __name__ == "__main__":

@@ -7,20 +7,16 @@ question=${DEMO_QUESTION:-"How many months are in a year?"}
 
 mkdir -p demo
 espeak-ng -v en-us -s 150 -w demo/question.wav "$question"
-.venv/bin/python -m moshi_mlx.local ${DEMO_MODEL:+--model "$DEMO_MODEL"} --seed 1 --tail 3 --input demo/question.wav --output demo/answer.wav \
-    --transcript demo/answer.json
-echo
-.venv/bin/python - demo/answer.json "$question" <<'END'
-import json, sys
-answer = json.load(open(sys.argv[1]))
-spoken = [piece for piece in answer["pieces"] if piece["text"].strip()]
-print(f"Asked:      {sys.argv[2]}")
-if spoken:
-    print(f"Moshi said: {answer['text'].strip()}")
-    print(f"            from {spoken[0]['time']:.1f} s to {spoken[-1]['time']:.1f} s of {answer['seconds']:.1f} s")
-else:
-    print("Moshi said nothing.")
+# Someone who asks falls silent then, for as long as an answer takes.
+.venv/bin/python - <<'END'
+import numpy as np
+from moshi_mlx.sound import load_sound, write_wav
+write_wav("demo/question.wav", np.pad(load_sound("demo/question.wav"), (12_000, 72_000)))
 END
-echo "The question:          demo/question.wav  (\"$question\")"
-echo "The answer:            demo/answer.wav"
-echo "Its words with times:  demo/answer.json"
+said=$(.venv/bin/python -m moshi_mlx.local ${DEMO_MODEL:+--model "$DEMO_MODEL"} --input demo/question.wav --output demo/answer.wav)
+echo
+echo "Asked:      $question"
+said=${said# }
+echo "Moshi said: ${said:-nothing}"
+echo "The question, and silence after it:  demo/question.wav"
+echo "The answer, in time with it:         demo/answer.wav"

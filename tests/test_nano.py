@@ -12,6 +12,7 @@ import moshi_mlx
 from moshi_mlx.audio_io import read_sound, resample
 from moshi_mlx.cli.options import add_model_options, load_model, model_name
 from moshi_mlx.config import FRAME_SIZE, SAMPLE_RATE
+from moshi_mlx.session_batch import batch_key, step_together
 
 NANO = Path(moshi_mlx.__file__).parent / "nano"
 SPOKEN = Path(__file__).parent / "data" / "spoken"
@@ -85,15 +86,17 @@ def test_a_session_forked_in_the_middle_of_an_answer_continues_it(nano: moshi_ml
     assert np.array_equal(sound, again)
 
 
-def test_two_users_get_their_own_answers(nano: moshi_mlx.Moshi):
+def test_two_users_stepped_together_get_their_own_answers(nano: moshi_mlx.Moshi):
     one, other = nano.session(seed=1), nano.session(seed=1)
     months, hours = spoken("months"), spoken("hours")
     length = max(len(months), len(hours)) // FRAME_SIZE * FRAME_SIZE
     sounds = [np.concatenate([silence(0.5), np.pad(x, (0, length - len(x))), silence(3)]) for x in (months, hours)]
     texts = ["", ""]
-    for a, b in zip(*(s.reshape(-1, FRAME_SIZE) for s in sounds), strict=True):
-        texts[0] += one.step(a).text
-        texts[1] += other.step(b).text
+    for pair in zip(*(s.reshape(-1, FRAME_SIZE) for s in sounds), strict=True):
+        together = batch_key(one) is not None
+        frames = step_together([one, other], pair) if together else [one.step(pair[0]), other.step(pair[1])]
+        texts = [text + frame.text for text, frame in zip(texts, frames, strict=True)]
+    assert together
     assert "twelve months" in texts[0] and "twenty four hours" in texts[1], texts
 
 

@@ -33,6 +33,7 @@ class FileScreen:
         self.console = console
         self.timings: list[Timings] = []
         self._words = ""
+        self._spoken: list[float] = []  # seconds at which there was a word, or a part of one
         self._words_to = words_to
         self._at_end_only = console.is_terminal and words_to.isatty()
         self._progress = Progress(
@@ -53,6 +54,7 @@ class FileScreen:
         self.elapsed = time.perf_counter() - self._started
         if frame.text:
             self._words += frame.text
+            self._spoken.append((len(self.timings) - 1) / FRAME_RATE)
             self._say(frame.text)
         if self._live.is_started:
             steps = len(self.timings)
@@ -63,8 +65,13 @@ class FileScreen:
             self._live.update(self._render())
 
     def summary(self) -> None:
-        """Print what the run took."""
+        """Print when Moshi spoke and what the run took."""
         steps = len(self.timings)
+        if self._spoken:
+            said = f"Moshi's first word is at {self._spoken[0]:.1f} s, its last at {self._spoken[-1]:.1f} s."
+        else:
+            said = "Moshi said nothing. An answer takes silence after the question: --tail 3 adds some."
+        self.console.print(said, highlight=False)
         factor = real_time_factor(steps, self.elapsed)
         self.console.print(
             f"{steps} steps, {steps / FRAME_RATE:.1f} s of sound, in {self.elapsed:.1f} s: "

@@ -152,7 +152,7 @@ def load_input(path: str) -> Samples:
         raise AudioFileError(str(error).replace("partial=True", piped)) from error
 
 
-def try_place(path: str | None) -> None:
+def try_place(path: str | Path | None) -> None:
     """Find out that a result can't be written before a model is loaded, not after; None is a result not asked for.
 
     Raises:
