@@ -20,7 +20,7 @@ from moshi_mlx.cli.options import begin
 from moshi_mlx.cli.recording import Recording
 from moshi_mlx.cli.trace import ROWS, Trace
 from moshi_mlx.config import FRAME_SIZE
-from moshi_mlx.errors import CheckpointError
+from moshi_mlx.errors import CheckpointError, StorageError
 from moshi_mlx.local import parser
 from moshi_mlx.moshi import Moshi, load
 from moshi_mlx.sound import WavWriter, load_sound
@@ -256,6 +256,27 @@ def test_a_file_in_the_speakers_place_keeps_what_was_said(channels: int, tmp_pat
         LiveSound(None, mouth=FileMouth(writer)).write(user, moshi)
     expected = moshi if channels == 1 else (user + moshi) / 2  # a stereo file is read as the mean of its channels
     assert np.abs(load_sound(tmp_path / "said.wav") - expected).max() < 1e-4
+
+
+def test_a_file_in_the_speakers_place_whose_disk_fills_up_ends_and_the_conversation_goes_on(
+    moshi: Moshi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = plain_screen()
+    with WavWriter(tmp_path / "said.wav", 1) as writer:
+        sound = Unhurried(noise(8), mouth=FileMouth(writer))
+        conversation = Conversation(moshi.session(seed=3), sound, screen)
+        write = writer.write
+
+        def full(pcm: np.ndarray) -> None:
+            if writer.samples == 3 * FRAME_SIZE:
+                raise StorageError("Can't write said.wav: the disk is full.")
+            write(pcm)
+
+        monkeypatch.setattr(writer, "write", full)
+        talk(conversation)
+    assert conversation.steps == 8
+    assert notices(screen).count("disk is full") == 1
+    assert np.abs(load_sound(tmp_path / "said.wav") - np.concatenate(sound.spoken[:3]).clip(-1, 1)).max() < 1e-4
 
 
 def test_a_trace_whose_disk_fills_up_ends_and_the_conversation_goes_on(moshi: Moshi, tmp_path: Path) -> None:

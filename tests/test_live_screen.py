@@ -95,8 +95,8 @@ def test_keys_come_one_by_one_and_the_terminal_is_left_as_it_was() -> None:
     process = subprocess.Popen([sys.executable, "-c", code], stdin=theirs, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
-    os.write(ours, b"mPq")
-    assert process.stdout.readline() == b"got mpq\n"
+    os.write(ours, b"m\x1aPq")
+    assert process.stdout.readline() == b"got m\x1apq\n", "Ctrl-Z is a key as others are"
     process.stdout.close()
     assert process.wait(30) == 0
     assert subprocess.run(["stty", "-g"], stdin=theirs, capture_output=True, check=True).stdout == before

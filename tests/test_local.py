@@ -273,13 +273,19 @@ def test_a_full_device_is_one_line(moshi_local: Command, question: Path) -> None
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
-def test_a_conversation_that_cant_be_saved_takes_no_other_result_along(
-    moshi_local: Command, question: Path, tmp_path: Path
+@pytest.mark.parametrize("lost", ["--transcript", "--save"])
+def test_a_result_that_cant_be_written_takes_no_other_along(
+    moshi_local: Command, question: Path, tmp_path: Path, lost: str
 ) -> None:
-    results = ("--output", tmp_path / "a.wav", "--transcript", tmp_path / "t.json")
-    one_error(moshi_local("--input", question, *results, "--steps", 5, "--save", "/dev/full"), 6, "full")
+    places = {"--output": tmp_path / "a.wav", "--transcript": tmp_path / "t.json", "--save": tmp_path / "talk"}
+    places[lost] = Path("/dev/full")
+    arguments = [part for option in places.items() for part in option]
+    one_error(moshi_local("--input", question, *arguments, "--steps", 5), 6, "full")
     assert len(read(tmp_path / "a.wav")) == 5 * FRAME
-    assert json.loads((tmp_path / "t.json").read_text())["seconds"] == pytest.approx(0.4)
+    if lost == "--save":
+        assert json.loads((tmp_path / "t.json").read_text())["seconds"] == pytest.approx(0.4)
+    else:
+        assert (tmp_path / "talk").stat().st_size > 0
 
 
 def test_a_conversation_can_be_saved_to_a_pipe(moshi_local: Command, question: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -61,6 +61,11 @@ class ResultFile:
             elif self._temporary is not None:
                 self._temporary.unlink(missing_ok=True)
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more can be written."""
+        return self._file.closed
+
     def write(self, data: bytes) -> None:
         """Append `data`."""
         with storage_errors(self.name):
@@ -105,6 +110,22 @@ class ResultFile:
                 self.discard()
         else:
             self.discard()
+
+
+def keep_all(*keep: Callable[[], None]) -> None:
+    """Keep several results, each whatever becomes of the others.
+
+    Raises:
+        StorageError: the first that couldn't be kept, after all were tried.
+    """
+    errors: list[StorageError] = []
+    for one in keep:
+        try:
+            one()
+        except StorageError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:

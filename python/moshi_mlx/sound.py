@@ -15,7 +15,7 @@ from .files import STDOUT, ResultFile
 Samples = npt.NDArray[np.float32]
 
 _HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
-_MOST_BYTES = 0xFFFFFFFF - _HEADER.size  # what a WAV header can say
+_MOST_BYTES = (0xFFFFFFFF - _HEADER.size) // 4 * 4  # what a WAV header can say, in whole frames
 
 
 def load_sound(path: str | os.PathLike[str]) -> Samples:
@@ -99,7 +99,9 @@ class WavWriter:
         self.samples += len(data) // (2 * self.channels)
 
     def close(self) -> None:
-        """Put the true length into the header and give the file its name."""
+        """Put the true length into the header and give the file its name; a second call does nothing."""
+        if self._file.closed:
+            return
         self._begin()
         if self._file.seekable:
             length = self.samples * self.channels * 2

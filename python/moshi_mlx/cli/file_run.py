@@ -10,12 +10,12 @@ import numpy as np
 
 from ..config import FRAME_RATE, FRAME_SIZE
 from ..errors import InputError
-from ..files import STDOUT, ResultFile
+from ..files import STDOUT, ResultFile, keep_all
 from ..session import Session
 from ..sound import Samples, WavWriter
 from .file_screen import FileScreen, console_on
 from .interrupt import StopRequest
-from .options import INTERRUPTED, begin, load_input, load_model, try_place
+from .options import INTERRUPTED, begin, load_input, load_model, save, try_place
 from .transcript import Transcript
 
 
@@ -86,12 +86,9 @@ def converse_with_file(args: argparse.Namespace) -> int:
         stop.begin()
         with screen:
             run = run_file(session, heard, steps, writer, transcript, screen, stop)
-        if said:
-            said.write(transcript.to_json(model=moshi.name, seed=session.seed, seconds=run.steps / FRAME_RATE))
-        results.close()  # they are kept, even where the conversation can't be saved
         screen.summary()
-        if args.save:
-            session.save(args.save)
+        about = {"model": moshi.name, "seed": session.seed, "seconds": run.steps / FRAME_RATE}
+        keep_all(writer.close, lambda: transcript.keep(said, about), lambda: save(session, args.save))
     written = " and ".join(name for name in (args.output, args.transcript, args.save) if name and name != STDOUT)
     if run.interrupted:
         console.print(f"Interrupted after {writer.seconds:.1f} s; what there was by then was written.", highlight=False)

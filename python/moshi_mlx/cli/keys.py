@@ -15,7 +15,10 @@ except ImportError:  # no terminals of this kind on this system
 
 
 class Keys:
-    """While entered, the terminal gives keys one by one and doesn't show them; nothing where input is no terminal."""
+    """While entered, the terminal gives keys one by one and doesn't show them; nothing where input is no terminal.
+
+    Ctrl-Z is a key as others are: a conversation can't be put aside as a whole, with its devices and its screen.
+    """
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
@@ -41,6 +44,12 @@ class Keys:
             self._descriptor = sys.stdin.fileno()
             self._before = termios.tcgetattr(self._descriptor)
             tty.setcbreak(self._descriptor)  # Ctrl-C still interrupts
+            settings = termios.tcgetattr(self._descriptor)
+            nothing = bytes([os.fpathconf(self._descriptor, "PC_VDISABLE") & 0xFF])
+            for suspends in ("VSUSP", "VDSUSP"):  # the second on macOS
+                if hasattr(termios, suspends):
+                    settings[6][getattr(termios, suspends)] = nothing
+            termios.tcsetattr(self._descriptor, termios.TCSADRAIN, settings)
         return self
 
     def __exit__(

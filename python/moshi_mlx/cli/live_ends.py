@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import FRAME_RATE, FRAME_SIZE
+from ..errors import StorageError
 from ..sound import Samples, WavWriter
 from .live_state import AudioStatus
 
@@ -62,14 +63,25 @@ class FileEar:
 
 
 class FileMouth:
-    """A WAV file in the speaker's place; user left and Moshi right where it is stereo."""
+    """A WAV file in the speaker's place; user left and Moshi right where it is stereo.
+
+    A full disk ends the file and not the conversation.
+    """
 
     def __init__(self, writer: WavWriter) -> None:
-        self._writer = writer
+        self._writer: WavWriter | None = writer
+        self.notices: list[str] = []
+        """What happened to the file, in sentences."""
 
     def write(self, user: Samples, moshi: Samples) -> None:
         """Append the frame."""
-        self._writer.write(moshi if self._writer.channels == 1 else np.stack([user, moshi], axis=1))
+        if self._writer is None:
+            return
+        try:
+            self._writer.write(moshi if self._writer.channels == 1 else np.stack([user, moshi], axis=1))
+        except StorageError as error:
+            self._writer = None
+            self.notices.append(f"The file of what Moshi says ends here. {error}")
 
 
 class LiveSound:
@@ -152,8 +164,12 @@ class LiveSound:
         return status
 
     def notices(self) -> list[str]:
-        """What happened to the devices since the last call, in sentences."""
-        return [event["message"] for event in self._device.events()] if self._device else []
+        """What happened to devices and files since the last call, in sentences."""
+        notices = [event["message"] for event in self._device.events()] if self._device else []
+        if self._mouth:
+            notices += self._mouth.notices
+            self._mouth.notices.clear()
+        return notices
 
     def __enter__(self) -> "LiveSound":
         return self

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from rich.console import Console
 
 from ..errors import InputError
-from ..files import STDOUT, ResultFile
+from ..files import STDOUT, ResultFile, keep_all
 from ..sound import Samples, WavWriter, need_extension
 from .conversation import Conversation
 from .devices import Choice, chosen, devices_table, try_devices
@@ -18,7 +18,7 @@ from .live_ends import FileEar, FileMouth, Finished, LiveSound
 from .live_screen import LiveScreen, figures
 from .live_state import LiveState, clock
 from .measures import memory_line
-from .options import begin, load_input, load_model, try_place
+from .options import begin, load_input, load_model, save, try_place
 from .quiet import libraries_kept_quiet
 from .recording import Recording
 from .trace import Trace
@@ -62,14 +62,14 @@ def _converse(args: argparse.Namespace, console: Console) -> int:
             conversation = Conversation(session, sound, screen, recording, trace)
             with Keys() as keys, screen:
                 run(conversation, sound, keys, stop, args.steps)
-            stats = sound.stats()
-        if said:
-            about = {"model": moshi.name, "seed": session.seed, "dropped": session.dropped, "sound": stats}
-            said.write(conversation.transcript.to_json(**about))
-        results.close()  # they are kept, even where the conversation can't be saved
-        summary(state, console)
-        if args.save:
-            session.save(args.save)
+            summary(state, console)
+            about = {"model": moshi.name, "seed": session.seed, "dropped": session.dropped, "sound": sound.stats()}
+            # Before the devices are closed: a sound server that hangs must not cost what was said.
+            keep_all(
+                writer.close if writer else lambda: None,
+                lambda: conversation.transcript.keep(said, about),
+                lambda: save(session, args.save),
+            )
     written = [name for name in (args.output, args.record, args.transcript, args.trace, args.save) if name]
     if written:
         console.print(f"written: {' and '.join(written)}", highlight=False, soft_wrap=True)

@@ -181,6 +181,16 @@ def begin(moshi: "Moshi", args: argparse.Namespace, console: "Console", profile:
     return session
 
 
+def save(session: "Session", path: str | None) -> None:
+    """Save a conversation where that is wanted.
+
+    Raises:
+        StorageError: it can't be written.
+    """
+    if path is not None:
+        session.save(path)
+
+
 def at_least(least: int | float, most: int | float | None = None) -> Callable[[str], int | float]:
     """A type for argparse: a finite number of `least`'s type that isn't smaller, nor larger than `most`."""
     kind = type(least)

@@ -1,9 +1,11 @@
 """What was said and when: text pieces with their times."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from ..config import FRAME_RATE
+from ..files import ResultFile
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,13 @@ class Transcript:
         """JSON, UTF-8: `about`, then "text", then "pieces" with "time" and "text" each."""
         content = {**about, "text": self.text, "pieces": [asdict(piece) for piece in self.pieces]}
         return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+    def keep(self, file: ResultFile | None, about: Mapping[str, object]) -> None:
+        """Write it into `file`, where one is wanted, and close that.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        if file is not None:
+            file.write(self.to_json(**about))
+            file.commit()
