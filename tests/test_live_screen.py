@@ -130,6 +130,15 @@ def test_keys_are_silent_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
             assert keys.pressed() == ""
 
 
+def test_lost_frames_are_silence_in_a_recording(tmp_path: Path) -> None:
+    with Recording(tmp_path / "talk.wav") as recording:
+        recording.skip(260)
+        assert recording.samples == 260 * 1920
+    with wave.open(str(tmp_path / "talk.wav")) as file:
+        assert file.getnframes() == 260 * 1920
+        assert not any(file.readframes(260 * 1920))
+
+
 def test_a_recording_killed_at_any_time_opens_and_has_all_but_the_last_block(tmp_path: Path) -> None:
     path = tmp_path / "talk.wav"
     code = (

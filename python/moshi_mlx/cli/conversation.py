@@ -122,7 +122,7 @@ class Conversation:
             self.session.note_dropped(lost)
             self._tell(f"{lost} frames ({lost / FRAME_RATE:.1f} s) of what you said were dropped to catch up.")
             self._sound.lose(lost)
-            self._keep(lambda recording: recording.write(np.tile(_SILENCE, lost), np.tile(_SILENCE, lost)))
+            self._keep(lambda recording: recording.skip(lost))
 
     def _write_down(self, heard: Samples, frame: Frame) -> None:
         self._screen.words(frame.text)

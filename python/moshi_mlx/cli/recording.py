@@ -6,11 +6,12 @@ from types import TracebackType
 
 import numpy as np
 
-from ..config import SAMPLE_RATE
+from ..config import FRAME_SIZE, SAMPLE_RATE
 from ..files import storage_errors, write_all
 from ..sound import Samples, to_int16, wav_header
 
 _CHANNELS = 2
+_MANY = 125  # frames
 
 
 class Recording:
@@ -43,6 +44,12 @@ class Recording:
             self.samples += len(user)
             length = self.samples * 2 * _CHANNELS
             os.pwrite(self._file.fileno(), wav_header(length, _CHANNELS, SAMPLE_RATE), 0)
+
+    def skip(self, frames: int) -> None:
+        """Append the silence of `frames` lost frames; many, where a computer slept, so not all at once."""
+        for start in range(0, frames, _MANY):
+            silence = np.zeros(min(_MANY, frames - start) * FRAME_SIZE, np.float32)
+            self.write(silence, silence)
 
     def close(self) -> None:
         """Close the file, which is complete already."""
