@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,76 @@ def test_no_process_that_renders_outlives_the_command(tmp_path: Path):
         except subprocess.TimeoutExpired:
             os.kill(worker, signal.SIGKILL)
             pytest.fail("the process waits for another task")
+
+
+def written(folder: Path) -> Path:
+    """A configuration's file that has all said by espeak-ng."""
+    path = make_corpus(folder)
+    shutil.rmtree(folder / "corpus")
+    text = path.read_text(encoding="utf-8").replace("piper:none", "espeak:en-us").replace("flite:none", "espeak:en-us")
+    path.write_text(text.replace("espeak:none", "espeak:en-gb"), encoding="utf-8")
+    return path
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, speaking: str) -> None:
+    """Puts an espeak-ng first in PATH that has the real one's voices, but this to do for an utterance."""
+    folder.mkdir()
+    script = f'#!/bin/sh\ncase "$1" in --voices*) exec {shutil.which("espeak-ng")} "$@";; esac\n{speaking}\n'
+    (folder / "espeak-ng").write_text(script, encoding="utf-8")
+    (folder / "espeak-ng").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_ctrl_c_ends_the_rendering_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    busy = tmp_path / "busy"
+    stand_in(tmp_path / "bin", monkeypatch, f'touch "{busy}"; while [ -e "{busy}" ]; do sleep 0.1; done')
+    arguments = [sys.executable, "-m", "moshi_mlx.train.data", str(written(tmp_path)), "--jobs", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(arguments, text=True, start_new_session=True, **pipes) as command:
+        try:
+            while not busy.exists() and command.poll() is None:
+                time.sleep(0.05)
+            os.killpg(command.pid, signal.SIGINT)  # as a terminal sends it, to the processes that render as well
+            # Those have the command's output open as long as they live.
+            output, errors = command.communicate(timeout=20)
+        finally:
+            busy.unlink(missing_ok=True)
+            command.kill()
+    assert command.returncode == 130, errors
+    assert "Stopped; the same command goes on" in output
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "corpus").glob("*.npz"))
+
+
+def test_ctrl_c_while_recoding_tells_that_the_corpus_is_between_two_codecs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moshi_mlx.train.data.recode", interrupted)
+    assert main([str(written(tmp_path)), "--recode"]) == 130
+    assert "codes are of both codecs until the same command" in capsys.readouterr().out
+
+
+def test_where_the_system_ends_a_process_that_renders_fewer_are_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    stand_in(tmp_path / "bin", monkeypatch, "kill -9 $PPID")
+    assert main([str(written(tmp_path))]) == 1
+    assert "use fewer --jobs. The same command goes on" in capsys.readouterr().out
+
+
+def test_a_codec_that_is_not_there_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(written(tmp_path)), "--codec", str(tmp_path / "nowhere")]) == CheckpointError.exit_code
+    assert f"error: {tmp_path / 'nowhere'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--jobs", "--shards"])
+def test_there_are_no_fewer_jobs_and_shards_than_one(option: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["train.yaml", option, "0"])
+    assert f"argument {option}: 0 is not 1 or more" in capsys.readouterr().err
 
 
 def test_answers_get_the_codes_that_came_with_the_codec(config: Config, tmp_path: Path):

