@@ -89,6 +89,9 @@ def test_a_folder_that_could_not_be_copied_says_why(tmp_path: Path) -> None:
     (tmp_path / "folder" / "part").touch()
     with pytest.raises(StorageError, match=r"Can't write folder: \[Errno \d+\] File exists"), storage_errors("folder"):
         shutil.copytree(tmp_path / "from", tmp_path / "folder", dirs_exist_ok=True)
+    file = tmp_path / "folder" / "part"
+    with pytest.raises(StorageError, match=r"Can't write folder: .* same file"), storage_errors("folder"):
+        shutil.copyfile(file, file)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

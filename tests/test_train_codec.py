@@ -9,9 +9,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from rich.console import Console
-from train_corpus import NANO, altered_codec, make_corpus
+from train_corpus import NANO, altered_codec, little_room, make_corpus
 
-from moshi_mlx.errors import CheckpointError
+from moshi_mlx.errors import CheckpointError, StorageError
 from moshi_mlx.mimi import Mimi
 from moshi_mlx.train.codec import CodecTrainer, pass_through
 from moshi_mlx.train.config import Config
@@ -121,6 +121,17 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path):
     quietly(resumed)
     for name, tensor in whole.free.items():
         assert mx.allclose(tensor, resumed.free[name], atol=1e-5), name
+
+
+def test_a_run_that_cannot_be_saved_or_resumed_is_told_with_its_file(tmp_path: Path):
+    trainer = CodecTrainer(config_in(tmp_path, steps=1))
+    with little_room(1000), pytest.raises(StorageError, match=r"Can't write .*codec-decoder\.safetensors"):
+        trainer.save()
+    assert not list(tmp_path.glob("*part*"))
+    trainer.save()
+    trainer.path.write_bytes(trainer.path.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=r"codec-decoder\.safetensors .* Delete it to begin"):
+        trainer.resume()
 
 
 def test_a_run_of_another_codec_is_not_resumed(tmp_path: Path):

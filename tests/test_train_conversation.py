@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from train_corpus import make_corpus
+from train_corpus import make_corpus, utterance
 
 from moshi_mlx.config import FRAME_RATE
+from moshi_mlx.errors import CheckpointError
 from moshi_mlx.text import TextTokenizer
 from moshi_mlx.train.config import Config, MixConfig
 from moshi_mlx.train.conversation import END_OF_PADDING, PADDING, Conversation, Mixer, paused
-from moshi_mlx.train.corpus import Utterance, read_corpus
+from moshi_mlx.train.corpus import Utterance, read_corpus, read_features, write_features, write_shard
 from moshi_mlx.train.script import Script
 
 PLAIN = MixConfig(frames=250, interruptions=0, backchannels=0, echoes=0, wrong_codes=0)
@@ -167,6 +168,16 @@ def test_in_training_some_of_the_users_frames_and_codebooks_are_not_heard(
     assert 5 < books.count(4) < 25 and {1, 2, 3} < set(books)
     measured = Mixer(*parts, mix, "known").draw(random.Random(1))
     assert (measured.user[:4] >= 0).all()
+
+
+@pytest.mark.parametrize("split", ["train", "known", "held_out"])
+def test_in_training_alone_some_of_the_users_codes_are_others(
+    parts: tuple[Script, list[Utterance], TextTokenizer], split: str
+):
+    right, wrong = (
+        Mixer(*parts, replace(PLAIN, wrong_codes=share), split).draw(random.Random(1)).user[0] for share in (0.0, 0.5)
+    )
+    assert 0.4 < np.mean(right != wrong) < 0.6 if split == "train" else np.array_equal(right, wrong)
 
 
 def test_an_interruption_silences_moshi_within_four_frames(parts: tuple[Script, list[Utterance], TextTokenizer]):
@@ -373,3 +384,23 @@ def test_a_corpus_can_be_read_while_it_grows(tmp_path: Path):
     before = len(read_corpus(config.work / "corpus"))
     (config.work / "corpus" / ".00001.npz.123.part").write_bytes(b"half a shard")
     assert len(read_corpus(config.work / "corpus")) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "flipped"])
+def test_a_damaged_file_of_a_corpus_is_told_with_what_to_do(tmp_path: Path, damage: str):
+    def damaged(path: Path) -> Path:
+        whole = path.read_bytes()
+        half = len(whole) // 2
+        flipped = whole[:half] + bytes(255 - byte for byte in whole[half : half + 9]) + whole[half + 9 :]
+        path.write_bytes({"cut": whole[:half], "empty": b"", "other": b"a text", "flipped": flipped}[damage])
+        return path
+
+    write_shard(tmp_path / "00000.npz", [utterance(f"who are you {i}", "intents", "name", "train") for i in range(20)])
+    damaged(tmp_path / "00000.npz")
+    with pytest.raises(CheckpointError, match=r"00000\.npz is damaged .*moshi_mlx\.train\.data"):
+        read_corpus(tmp_path)
+    features = tmp_path / "features.npz"
+    write_features(features, [(np.zeros((2000, 4), np.float16), np.zeros((1000, 4), np.float16))], "convolutions")
+    damaged(features)
+    with pytest.raises(CheckpointError, match=r"features\.npz is damaged .*moshi_mlx\.train\.data"):
+        read_features(features, "convolutions")

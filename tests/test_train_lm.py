@@ -1,6 +1,7 @@
 """Training the language model: the loss is that of inference, it falls, a run resumes, the result converses."""
 
 import dataclasses
+import io
 import json
 import random
 import shutil
@@ -11,7 +12,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from train_corpus import NANO, altered_codec, make_corpus, quietly
+from rich.console import Console
+from train_corpus import NANO, altered_codec, little_room, make_corpus, quietly
 
 import moshi_mlx
 from moshi_mlx.errors import CheckpointError, ConfigError, StorageError
@@ -23,8 +25,9 @@ from moshi_mlx.train.corpus import read_corpus, write_shard
 from moshi_mlx.train.export import export
 from moshi_mlx.train.heads import Head, mean_heads, read_heads, write_heads
 from moshi_mlx.train.lm import Trainer, grow
-from moshi_mlx.train.loss import Batch, Drill, losses, make_batch, make_drill
+from moshi_mlx.train.loss import Batch, Drill, losses, make_batch, make_drill, total
 from moshi_mlx.train.mean import mean
+from moshi_mlx.train.progress import Progress
 from moshi_mlx.train.script import Script
 from moshi_mlx.train.tokenizer import train_tokenizer
 
@@ -73,6 +76,23 @@ def test_what_is_wrong_in_a_conversation_is_not_learned(corpus: Path, tmp_path: 
     assert np.allclose(found["padding"].item(), expected["padding"].item(), rtol=1e-5)
 
 
+def test_a_batch_of_fewer_frames_than_are_to_be_learned_gives_all_that_are_right(corpus: Path, tmp_path: Path):
+    trainer = Trainer(work_in(corpus, tmp_path))
+    talk = trainer.mixers["train"].draw(random.Random(1))
+    wrong = talk.speaking & (np.cumsum(talk.speaking) <= 6)
+    talk = dataclasses.replace(talk, wrong=wrong)
+    batch = make_batch([talk], trainer.lm_config, np.random.default_rng(0), 1000, 0.5)
+    assert batch.rows.shape == talk.text.shape, "one shape, whatever is wrong"
+    assert set(np.array(batch.rows).tolist()) == set(np.flatnonzero(~wrong).tolist())
+
+
+@pytest.mark.parametrize("codebooks", [3, 8])
+def test_every_acoustic_codebook_counts_the_same(codebooks: int):
+    names = ("words", "padding", "heard", "asked", "onset", "acoustic", "silence")
+    parts = {**dict.fromkeys(names, mx.array(0.0)), "semantic": mx.array(1.0)}
+    assert total(parts, {}, codebooks).item() == pytest.approx(10 / (10 + codebooks - 1))
+
+
 def test_where_an_answer_is_overdue_its_beginning_is_learned_but_silence_is_heard(corpus: Path, tmp_path: Path):
     trainer = Trainer(work_in(corpus, tmp_path))
     config = trainer.lm_config
@@ -117,6 +137,20 @@ def test_the_user_codebooks_that_were_never_trained_are_not_heard(corpus: Path, 
     assert mx.allclose(lm(mx.array(codes)).text_logits, lm(mx.array(heard)).text_logits)
     heard[:, 9] = 11
     assert not mx.allclose(lm(mx.array(codes)).text_logits, lm(mx.array(heard)).text_logits)
+
+
+def test_a_short_run_reaches_its_rate_and_its_average_is_what_it_learned(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    trainer = Trainer(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6, warmup=200)))
+    before = mx.array(trainer.model.lm.text_linear.weight)
+    quietly(trainer, 2)
+    assert trainer.optimizer.learning_rate.item() > 0.8 * config.train.rate
+    quietly(trainer)
+    apart, moved = (
+        mx.abs(trainer.average["text_linear"]["weight"] - weight).max().item()
+        for weight in (trainer.model.lm.text_linear.weight, before)
+    )
+    assert apart < 0.05 * moved
 
 
 @pytest.mark.parametrize("exchanges", [0.0, 1.0])
@@ -218,6 +252,33 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(corpus: Path, tmp_p
     assert mx.allclose(left, right, atol=1e-5), f"weights differ by {mx.abs(left - right).max().item()}"
 
 
+def test_a_full_disk_is_told_and_what_was_saved_before_goes_on(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = work_in(corpus, tmp_path)
+    trainer = Trainer(config)
+
+    def scores() -> dict[str, float]:
+        with little_room(0):
+            progress.scores(trainer.step, {})
+        return {}
+
+    with Progress(tmp_path, 2, Console(file=io.StringIO()), every=1) as progress:
+        with little_room(1000), pytest.raises(StorageError, match=r"Can't write .*run\.safetensors"):
+            trainer.save()
+        assert not list(tmp_path.glob("*part*"))
+        monkeypatch.setattr(trainer, "evaluate", scores)
+        with pytest.raises(StorageError, match=r"Can't write .*log\.jsonl"):
+            trainer.run(progress, 1)
+        with little_room((tmp_path / "log.jsonl").stat().st_size + 9), pytest.raises(StorageError, match="log"):
+            progress.step(2, {"loss": 1.0}, 1.0)
+    resumed = Trainer(config)
+    assert resumed.resume() and resumed.step == 1
+    with Progress(tmp_path, 2, Console(file=io.StringIO()), every=1) as progress:
+        resumed.run(progress, 2)
+    assert "step 0 to 1" in (tmp_path / "loss.svg").read_text(encoding="utf-8"), "all but the line that was cut off"
+
+
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler, so MLX can't fuse")
 def test_a_long_run_is_compiled_and_learns_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = work_in(corpus, tmp_path / "plain")
@@ -313,6 +374,14 @@ def test_the_mean_of_models_lies_between_them(corpus: Path, tmp_path: Path, caps
     moshi_mlx.load(tmp_path / "mean")
 
 
+def test_a_model_can_be_written_over_what_it_is_made_of(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    export(Trainer(config), tmp_path)
+    export(Trainer(dataclasses.replace(config, codec=tmp_path / "codec"), init=tmp_path), tmp_path)
+    mean([tmp_path, tmp_path], tmp_path)
+    moshi_mlx.load(tmp_path)
+
+
 def test_models_that_differ_in_more_than_weights_have_no_mean(corpus: Path, tmp_path: Path):
     export(Trainer(work_in(corpus, tmp_path)), tmp_path / "model")
     expected = {"config.json": "another shape", "tokenizer.model": "other tokens", "codec": "another codec"}
@@ -391,6 +460,22 @@ def test_a_run_of_another_model_is_not_resumed(corpus: Path, tmp_path: Path):
     other = dataclasses.replace(config, model={**config.model, "dim": 32})
     with pytest.raises(CheckpointError, match="another model"):
         Trainer(other).resume()
+
+
+def test_a_damaged_run_is_told_with_what_to_do(corpus: Path, tmp_path: Path):
+    trainer = Trainer(work_in(corpus, tmp_path))
+    trainer.save()
+    trainer.path.write_bytes(trainer.path.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=r"run\.safetensors .* Delete it to begin"):
+        trainer.resume()
+
+
+def test_more_codebooks_than_the_codec_has_are_refused(corpus: Path, tmp_path: Path):
+    config = work_in(corpus, tmp_path)
+    larger = {**config.model, "n_q": 48, "delays": [0] * 49}
+    for changed in ({"model": larger}, {"mix": dataclasses.replace(config.mix, user_codebooks=40)}):
+        with pytest.raises(ConfigError, match=r"codec has \d+ codebooks; 40 are"):
+            Trainer(dataclasses.replace(config, **changed))
 
 
 def test_a_run_with_another_codec_is_not_resumed(corpus: Path, tmp_path: Path):

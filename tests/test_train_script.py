@@ -3,11 +3,11 @@
 import dataclasses
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from train_corpus import SCRIPT
+from train_corpus import CONFIG, SCRIPT
 
 import moshi_mlx
 from moshi_mlx.errors import ConfigError
@@ -90,6 +90,30 @@ def test_an_intent_without_answers_or_with_what_is_none_is_refused(tmp_path: Pat
         Script.load(edited(tmp_path, "script.yaml", 'answers: ["Okay."]\n', f"answers: {answers}\n"))
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("backchannels: [yes]", "'backchannels' of the script holds True, which is no text"),
+        ("openers: [so, 3]", "'openers' of the script holds 3, which is no text"),
+        ("closers: please", "'closers' of the script is 'please' instead of a list"),
+        ("openers:", "'openers' of the script is None instead of a list"),
+    ],
+)
+def test_what_is_said_beside_questions_is_a_list_of_texts(tmp_path: Path, written: str, said: str):
+    path = tmp_path / "script.yaml"
+    path.write_text(SCRIPT + written, encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        Script.load(path)
+
+
+@pytest.mark.parametrize("load", [Script.load, Config.load])
+def test_a_file_in_other_letters_than_utf_8_is_refused(tmp_path: Path, load: Callable[[Path], object]):
+    path = tmp_path / "file.yaml"
+    path.write_bytes("data: café".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"file\.yaml can't be read"):
+        load(path)
+
+
 def test_other_authors_wordings_are_learned_and_kept_apart(script: Script):
     hello = script.intents["hello"]
     assert hello.more and not set(hello.more) & set(hello.ask)
@@ -145,3 +169,27 @@ def test_an_intent_that_nothing_asks_for_is_refused_by_name(tmp_path: Path):
 def test_a_number_that_yaml_takes_for_a_text_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match="'rate: 5e-4' is no number"):
         Config.load(edited(tmp_path, "train.yaml", "rate: 5.0e-4", "rate: 5e-4"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("held_out_voices: [espeak:none]", "held_out_voices: []", r"'held_out_voices: \(\)' is no list of one or more"),
+        ("voices: [flite:none]", "voices: flite:none", "'voices: flite:none' is no list"),
+        ("voice: piper:none", "voice: 3", "'voice: 3' is no text"),
+        ("frames: 120", "answer_gap: [4]", "is no list of 2"),
+        ("mix: {frames: 120, window: 60}", "mix: [frames]", "where names and their values should"),
+        ("steps: 40", "weights: {text: 1e-1}", "'text: 1e-1' is no number"),
+        ("steps: 40", "weights: {sematic: 3}", "unknown sematic .known: .* semantic, "),
+        ("steps: 40", "weights: 3", "'weights: 3' is no table"),
+        ("train: ", "codec_training: {parts: decodr}\ntrain: ", "'parts: decodr' is none of decoder, all"),
+        ("dep_q: 8", "", "'model' has no whole numbers"),
+        ("model:", "model: null\nothers:", "'model' has no whole numbers"),
+    ],
+)
+def test_what_a_configuration_cannot_say_is_named(tmp_path: Path, before: str, after: str, said: str):
+    path = tmp_path / "train.yaml"
+    assert before in CONFIG
+    path.write_text(CONFIG.replace(before, after, 1), encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        Config.load(path)

@@ -3,9 +3,11 @@
 import dataclasses
 import io
 import json
+import resource
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
@@ -138,6 +140,17 @@ def make_corpus(folder: Path) -> Path:
     (folder / "corpus").mkdir()
     write_shard(folder / "corpus" / "00000.npz", utterances)
     return folder / "train.yaml"
+
+
+@contextmanager
+def little_room(size: int) -> Iterator[None]:
+    """No file can become longer than `size` bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def quietly(trainer: Trainer, steps: int | None = None) -> list[dict[str, float]]:

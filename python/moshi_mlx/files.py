@@ -169,7 +169,7 @@ def storage_errors(name: str) -> Iterator[None]:
 
 
 def _explain(name: str, error: OSError) -> str:
-    if isinstance(error, shutil.Error):  # of a folder's files, some of which were copied
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # of a folder, some of it was copied
         return f"Can't write {name}: {error.args[0][0][2]}."
     folder = os.path.dirname(os.path.abspath(name))
     match error.errno:

@@ -29,14 +29,14 @@ from .compiling import worth_compiling
 from .config import CodecConfig, Config, SemanticConfig
 from .corpus import (
     Utterance,
-    check_began,
     codec_shape,
     codec_tensors,
     fingerprint,
     known_answers,
+    read_run,
     same_take,
     write_answers,
-    written,
+    write_run,
 )
 from .loss import Arrays
 from .mel import mel_distance
@@ -248,7 +248,11 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         return {}
 
     def run(self, progress: Progress | None) -> None:
-        """Train to the end, saving now and then; of several processes the first one shows `progress`."""
+        """Train to the end, saving now and then; of several processes the first one shows `progress`.
+
+        Raises:
+            StorageError: disk full, no permission.
+        """
         with ThreadPoolExecutor(1) as pool:
             following: Future[BatchT] = pool.submit(self.batch, self.step)
             while self.step < self.settings.steps:
@@ -272,29 +276,28 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         return self.config.work / f"codec-{self.name}.safetensors"
 
     def save(self) -> None:
-        """Write the state of the run into the work folder."""
+        """Write the state of the run into the work folder, in place of the one before.
+
+        Raises:
+            StorageError: disk full, no permission.
+        """
         state = {
             "free": self.free,
             "fixed": self.fixed,
             "optimizer": self.optimizer.state,
             "step": mx.array(self.step),
-            "codec": written(self.began_with),
         }
-        part = self.path.with_suffix(".part.safetensors")
-        mx.save_safetensors(str(part), _flatten(state))
-        part.replace(self.path)
+        write_run(self.path, _flatten(state), self.began_with)
 
     def resume(self) -> bool:
         """Continue the run saved in the work folder; returns whether there was one.
 
         Raises:
-            CheckpointError: it began with another codec, or trains other parts or on another corpus.
+            CheckpointError: it is damaged, began with another codec, or trains other parts or on another corpus.
         """
         if not self.path.exists():
             return False
-        loaded = mx.load(str(self.path))
-        assert isinstance(loaded, dict)
-        check_began(self.path, loaded, self.began_with)
+        loaded = read_run(self.path, self.began_with)
         free = {n.removeprefix("free:"): a for n, a in loaded.items() if n.startswith("free:")}
         if {n: a.shape for n, a in free.items()} != {n: a.shape for n, a in self.free.items()}:
             raise CheckpointError(

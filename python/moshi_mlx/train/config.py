@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError
 
 T = TypeVar("T")
+
+DEFAULT_WEIGHTS = {
+    "text": 2.0, "text_padding": 0.3, "semantic": 10.0, "acoustic": 1.0, "silence": 0.3, "heard": 0.5, "asked": 0.5,
+    "onset": 1.0,
+}  # fmt: skip
+"""Of the language model's losses, by name."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +142,14 @@ class TrainConfig:
     Attributes:
         steps: in all.
         batch: conversations per step.
-        rate: peak learning rate, after `warmup` steps, then a cosine down to `final_rate` of it.
+        rate: peak learning rate, after `warmup` steps, or a tenth of all where that is sooner, then a cosine down to
+            `final_rate` of it.
         decay: weight decay.
         clip: largest gradient norm.
         ema: decay of the averaged weights that are evaluated and exported.
-        depth_frames: frames per step on which the depth transformer is trained.
+        depth_frames: frames per step on which the depth transformer is trained, at most.
         silent_share: share of those taken from Moshi's silence.
-        weights: of the losses, by name.
+        weights: of the losses, by name, in place of `DEFAULT_WEIGHTS`.
         drills: share of the steps of a run's first three quarters that are drills, falling to none at its end: single
             questions up to the answer's first words, of its sound the onset alone. They teach listening at a fraction
             of a conversation's cost.
@@ -188,7 +194,8 @@ class CodecConfig:
     """The training of the codec from sound.
 
     Attributes:
-        parts: `decoder`, which leaves the codes as they are, or `all`.
+        parts: `decoder`, which leaves the codes as they are, or `all`; `semantic` and `hearing` have settings of their
+            own.
         steps: in all.
         batch: crops per step.
         own: share of them in Moshi's voice.
@@ -197,7 +204,7 @@ class CodecConfig:
         save: steps between checkpoints.
     """
 
-    parts: Literal["decoder", "all"] = "decoder"
+    parts: Literal["decoder", "all", "semantic", "hearing"] = "decoder"
     steps: int = 1000
     batch: int = 8
     own: float = 0.5
@@ -278,25 +285,29 @@ class Config:
 
     @property
     def codebooks(self) -> int:
-        """The codec's codebooks that are used: as many as Moshi speaks with or the user is heard with."""
-        return max(int(self.model["dep_q"]), self.mix.user_codebooks)
+        """The codec's codebooks that are used: as many as Moshi speaks with, or the model has for the user."""
+        spoken, all_streams = int(self.model["dep_q"]), int(self.model["n_q"])
+        return max(spoken, all_streams - spoken, self.mix.user_codebooks)
 
     @classmethod
     def load(cls, path: str | Path, work: str | Path | None = None, codec: str | Path | None = None) -> Config:
         """Read a configuration file; `work` and `codec` stand in for the configured folders.
 
         Raises:
-            ConfigError: unreadable, or a key is missing or unknown.
+            ConfigError: unreadable, or a key is missing, unknown, or of a value that it can't have.
         """
         import yaml
 
         path = Path(path)
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"{path} can't be read as YAML: {error}") from error
         try:
-            return cls(
+            model = content["model"]
+            if not isinstance(model, Mapping) or not all(isinstance(model.get(key), int) for key in ("n_q", "dep_q")):
+                raise TypeError("'model' has no whole numbers as 'n_q' and 'dep_q'")
+            config = cls(
                 script=path.parent / content["script"],
                 codec=Path(codec) if codec else path.parent / content["codec"],
                 work=Path(work) if work else path.parent / content["work"],
@@ -306,21 +317,49 @@ class Config:
                 codec_training=_section(CodecConfig, content.get("codec_training") or {}),
                 semantic_training=_section(SemanticConfig, content.get("semantic_training") or {}),
                 hearing=_section(HearingConfig, content.get("hearing") or {}),
-                model=content["model"],
+                model=model,
             )
+            _refuse_unknown(config.train.weights, DEFAULT_WEIGHTS)
+            return config
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{path}: {error}. See moshi_mlx/nano/train.yaml for a configuration.") from error
 
 
 def _section(kind: type[T], values: Mapping[str, Any]) -> T:
-    types = {f.name: f.type for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = set(values) - set(types)
-    if unknown:
-        raise KeyError(f"unknown {', '.join(sorted(unknown))} (known: {', '.join(sorted(types))})")
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{values!r} stands where names and their values should")
+    types = get_type_hints(kind)
+    _refuse_unknown(values, types)
+    values = {key: _listed(value) if isinstance(value, list) else value for key, value in values.items()}
     for key, value in values.items():
-        if types[key] in ("int", "float") and not isinstance(value, (int, float)):
-            raise TypeError(f"'{key}: {value}' is no number (YAML takes 1e-3 for a text, 1.0e-3 for a number)")
-    return kind(**{k: _listed(v) if isinstance(v, list) else v for k, v in values.items()})
+        _check(key, value, types[key])
+    return kind(**values)
+
+
+def _refuse_unknown(names: Collection[str], known: Collection[str]) -> None:
+    if unknown := set(names) - set(known):
+        raise KeyError(f"unknown {', '.join(sorted(unknown))} (known: {', '.join(sorted(known))})")
+
+
+def _check(key: str, value: Any, kind: Any) -> None:
+    """Raise TypeError where a value is not of the kind that a field holds."""
+    parts, said = get_args(kind), f"'{key}: {value}' is"
+    if kind in (int, float) and not isinstance(value, (int, float)):
+        raise TypeError(f"{said} no number (YAML takes 1e-3 for a text, 1.0e-3 for a number)")
+    if kind is str and not isinstance(value, str):
+        raise TypeError(f"{said} no text")
+    if get_origin(kind) is Literal and value not in parts:
+        raise TypeError(f"{said} none of {', '.join(parts)}")
+    if get_origin(kind) is Mapping:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{said} no table of names and numbers")
+        for name, one in value.items():
+            _check(name, one, parts[1])
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple) or not (len(value) == len(parts) or (... in parts and value)):
+            raise TypeError(f"{said} no list of {'one or more' if ... in parts else len(parts)}")
+        for one in value:
+            _check(key, one, parts[0])
 
 
 def _listed(values: list[Any]) -> tuple[Any, ...]:

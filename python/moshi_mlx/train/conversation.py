@@ -262,16 +262,16 @@ class Mixer:
     def _finish(self, example: Conversation, rng: random.Random) -> Conversation:
         K, frames = example.user.shape
         wrong = np.random.default_rng(rng.getrandbits(32))
-        if self.split == "train" and self.neighbours is not None:
-            near = np.asarray(wrong.random(frames) < self.config.near_codes)
-            rank = wrong.integers(0, self.neighbours.shape[1], int(near.sum()))
-            example.user[0, near] = self.neighbours[example.user[0, near], rank]
-        swap = wrong.random((K, frames)) < self.config.wrong_codes
-        example.user[swap] = wrong.integers(0, 1 + int(self.answers_max()), int(swap.sum()))
-        example.user[self.config.user_codebooks :] = ZERO_TOKEN
+        heard = example.user[: self.config.user_codebooks]
         if self.split == "train":
-            user = example.user[: self.config.user_codebooks]
-            user[missed(len(user), frames, self.config, wrong)] = ZERO_TOKEN
+            if self.neighbours is not None:
+                near = np.asarray(wrong.random(frames) < self.config.near_codes)
+                rank = wrong.integers(0, self.neighbours.shape[1], int(near.sum()))
+                example.user[0, near] = self.neighbours[example.user[0, near], rank]
+            swap = wrong.random((K, frames)) < self.config.wrong_codes
+            example.user[swap] = wrong.integers(0, 1 + int(self.answers_max()), int(swap.sum()))
+            heard[missed(len(heard), frames, self.config, wrong)] = ZERO_TOKEN
+        example.user[self.config.user_codebooks :] = ZERO_TOKEN
         return example
 
     def answers_max(self) -> int:

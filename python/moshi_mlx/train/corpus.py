@@ -7,7 +7,9 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoint import read_header
 from ..config import FRAME_RATE
 from ..config_values import read_config
 from ..errors import CheckpointError, ConfigError
@@ -84,14 +87,34 @@ def write_shard(path: Path, utterances: Iterable[Utterance]) -> None:
         file.write(content.getvalue())
 
 
-def read_shard(path: Path) -> Iterator[Utterance]:
-    """The utterances of one file."""
-    with np.load(path) as file:
-        codes, ends = file["codes"], np.cumsum(file["lengths"])
-        about = json.loads(file["about"].tobytes())
-    for entry, end, length in zip(about, ends, np.diff(ends, prepend=0), strict=True):
-        entry["words"] = tuple((word, float(time)) for word, time in entry["words"])
-        yield Utterance(codes=codes[:, end - length : end], **entry)
+_ANEW = (
+    "Delete it in corpus and features, and make it anew: `python -m moshi_mlx.train.data`, then with --recode if the "
+    "corpus was recoded."
+)
+
+
+@contextmanager
+def _undamaged(path: Path, remedy: str) -> Iterator[None]:
+    """Turn what goes wrong with a file of arrays into a CheckpointError that ends with what helps."""
+    try:
+        yield
+    except (EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{path} is damaged ({error}). {remedy}") from error
+
+
+def read_shard(path: Path, remedy: str = _ANEW) -> Iterator[Utterance]:
+    """The utterances of one file.
+
+    Raises:
+        CheckpointError: the file is damaged; the message ends with the `remedy`.
+    """
+    with _undamaged(path, remedy):
+        with np.load(path) as file:
+            codes, ends = file["codes"], np.cumsum(file["lengths"])
+            about = json.loads(file["about"].tobytes())
+        for entry, end, length in zip(about, ends, np.diff(ends, prepend=0), strict=True):
+            entry["words"] = tuple((word, float(time)) for word, time in entry["words"])
+            yield Utterance(codes=codes[:, end - length : end], **entry)
 
 
 PERTURBED = "perturbed"
@@ -99,7 +122,11 @@ PERTURBED = "perturbed"
 
 
 def read_corpus(folder: Path) -> list[Utterance]:
-    """All utterances written so far."""
+    """All utterances written so far.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
     return [u for path in shards(folder) for u in read_shard(path)]
 
 
@@ -124,10 +151,9 @@ def known_answers(codec: Path) -> dict[tuple[str, str], Utterance]:
         CheckpointError: the file is damaged.
     """
     path = codec / ANSWERS
-    try:
-        return {(u.voice, u.text): u for u in read_shard(path)} if path.exists() else {}
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Take it from where the codec is from.") from error
+    if not path.exists():
+        return {}
+    return {(u.voice, u.text): u for u in read_shard(path, "Take it from where the codec is from.")}
 
 
 def same_take(known: Mapping[tuple[str, str], Utterance], voice: str, text: str, end: float) -> Utterance | None:
@@ -255,9 +281,10 @@ def read_features(path: Path, convolutions: str) -> list[Features]:
     """The features of a shard's utterances, in their order.
 
     Raises:
+        CheckpointError: the file is damaged.
         ConfigError: they were other convolutions.
     """
-    with np.load(path) as file:
+    with _undamaged(path, _ANEW), np.load(path) as file:
         convolved, latents, ends = file["convolved"], file["latents"], np.cumsum(file["lengths"])
         if str(file["convolutions"]) != convolutions:
             raise ConfigError(f"{path} was made with a codec of other convolutions: render the corpus with this one.")
@@ -282,19 +309,38 @@ def shards_with_features(work: Path) -> list[tuple[Path, Path]]:
     return shards
 
 
-def written(fingerprint: str) -> mx.array:
-    """A fingerprint as a tensor, to be kept in a run's file."""
-    return mx.array(np.frombuffer(fingerprint.encode(), np.uint8))
+def write_run(path: Path, tensors: dict[str, mx.array], codec: str) -> None:
+    """Write what a run needs to go on, in place of what was there.
 
-
-def check_began(run: Path, tensors: Mapping[str, mx.array], codec: str) -> None:
-    """See that a run's file goes on with the codec of this fingerprint; those of earlier versions tell none.
+    Args:
+        path: of the run's file.
+        tensors: by name; "codec" is none of them.
+        codec: fingerprint of the codec that the run began with.
 
     Raises:
-        CheckpointError: with another one.
+        StorageError: disk full, no permission.
     """
+    content = io.BytesIO()
+    mx.save_safetensors(content, {**tensors, "codec": mx.array(np.frombuffer(codec.encode(), np.uint8))})
+    with ResultFile(path) as file:
+        file.write(content.getvalue())
+
+
+def read_run(path: Path, codec: str) -> dict[str, mx.array]:
+    """The tensors of a run's file, which must go on with the codec of this fingerprint; earlier versions' tell none.
+
+    Raises:
+        CheckpointError: it is damaged, or began with another codec.
+    """
+    try:
+        read_header(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is no whole safetensors file. Delete it to begin the run anew.") from error
+    tensors = mx.load(str(path))
+    assert isinstance(tensors, dict)
     if "codec" in tensors and np.array(tensors["codec"]).tobytes().decode() != codec:
         raise CheckpointError(
-            f"{run} began with another codec. Name that one as --codec, choose another work folder, or remove the file "
-            "to begin anew."
+            f"{path} began with another codec. Name that one as --codec, choose another work folder, or remove the "
+            "file to begin anew."
         )
+    return tensors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def write_model(
     """Write a model's folder, all in half precision.
 
     Args:
-        folder: made if missing.
+        folder: made if missing; it may be one of those that the parts are from.
         tensors: of the language model.
         about: keys of its `config.json`.
         tokenizer: its file.
@@ -71,8 +72,9 @@ def write_model(
     """
     with storage_errors(str(folder)):
         (folder / "codec").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(tokenizer, folder / "tokenizer.model")
-        shutil.copyfile(codec / "config.json", folder / "codec" / "config.json")
+        for source, part in ((tokenizer, "tokenizer.model"), (codec / "config.json", "codec/config.json")):
+            with suppress(shutil.SameFileError):
+                shutil.copyfile(source, folder / part)
     write_half(folder / "model.safetensors", tensors)
     write_half(folder / "codec" / "model.safetensors", codec_weights)
     write_answers(folder / "codec", known_answers(codec).values())

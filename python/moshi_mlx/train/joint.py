@@ -226,8 +226,8 @@ class JointTrainer(Trainer):
                 result.append(replace(u, codes=codes))
         if not any(u.group == "backgrounds" for u in result):
             raise ConfigError(
-                f"{self.config.work}/corpus has no stream in which nobody speaks, which the encoder must hear, "
-                "too: make it anew with 'backgrounds' under 'data'."
+                f"{self.config.work}/corpus has no stream so far in which nobody speaks, which the encoder must hear, "
+                "too: render more shards of it, or, where 'backgrounds' under 'data' is 0, make it anew with some."
             )
         self._frames = np.concatenate(frames)
         channels = self._frames.shape[1] // 2
@@ -264,14 +264,14 @@ class JointTrainer(Trainer):
         )
 
     def _step(self) -> Update:
-        weights = self.config.train.weights
+        weights, dep_q = self.config.train.weights, self.lm_config.dep_q
 
         def objective(
             trainee: JointTrainee, features: mx.array, audible: mx.array, batch: Batch | Drill
         ) -> tuple[mx.array, dict[str, mx.array]]:
             heard, apart = trainee.hear(features, audible)
             parts = {**losses(trainee, batch, heard), "commitment": apart}
-            return total(parts, weights) + _COMMITMENT * apart, parts
+            return total(parts, weights, dep_q) + _COMMITMENT * apart, parts
 
         value_and_grad = nn.value_and_grad(self.model, objective)
 

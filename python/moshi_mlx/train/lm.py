@@ -18,7 +18,6 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from ..checkpoint import CheckpointFiles, load_lm_tensors, resolve
 from ..config import LMConfig
 from ..errors import CheckpointError, ConfigError
-from ..files import ResultFile
 from ..lm import LMModel
 from ..lm.weights import build
 from ..precision import Precision
@@ -29,13 +28,13 @@ from .conversation import Conversation, Mixer, nearest_codes
 from .corpus import (
     CODES_FROM,
     Utterance,
-    check_began,
     codebooks,
     codec_tensors,
     fingerprint,
     read_corpus,
+    read_run,
     shards,
-    written,
+    write_run,
 )
 from .heads import Head, read_heads
 from .loss import (
@@ -84,7 +83,8 @@ class Trainer:
             are left out.
 
     Raises:
-        ConfigError: no corpus yet, or a configuration or weights to start from that don't fit it.
+        CheckpointError: no codec there, or a damaged corpus.
+        ConfigError: no corpus yet, or a configuration or weights to start from that don't fit it or the codec.
     """
 
     name: ClassVar[str] = ""
@@ -101,6 +101,11 @@ class Trainer:
             )
         self._codec = codec_tensors(config.codec)
         self.began_with, books = fingerprint(self._codec, *CODES_FROM), codebooks(self._codec)
+        if config.codebooks > len(books):
+            raise ConfigError(
+                f"{config.codec} has {len(books)} codebooks; {config.codebooks} are to be spoken or heard, as the "
+                "configuration's 'dep_q', 'n_q' less 'dep_q', or 'user_codebooks' says."
+            )
         self.near = nearest_codes(books[0])
         self.read()
         self.processes = Processes()
@@ -144,9 +149,9 @@ class Trainer:
 
     def _new_optimizer(self) -> optim.AdamW:
         train = self.config.train
-        schedule = learning_rate(
-            train.rate, train.steps, train.warmup, train.final_rate, heads=(self.heads, _HEADS_RATE)
-        )
+        # A short run must come to its rate, too.
+        warmup = min(train.warmup, train.steps // 10)
+        schedule = learning_rate(train.rate, train.steps, warmup, train.final_rate, heads=(self.heads, _HEADS_RATE))
         optimizer = optim.AdamW(schedule, betas=list(train.betas), weight_decay=train.decay, bias_correction=True)
         optimizer.init(self.model.trainable_parameters())
         return optimizer
@@ -253,11 +258,11 @@ class Trainer:
         return compiled
 
     def _step(self) -> Update:
-        weights = self.config.train.weights
+        weights, dep_q = self.config.train.weights, self.lm_config.dep_q
 
         def objective(trainee: Trainee, batch: Batch | Drill) -> tuple[mx.array, dict[str, mx.array]]:
             parts = losses(trainee, batch)
-            return total(parts, weights), parts
+            return total(parts, weights, dep_q), parts
 
         value_and_grad = nn.value_and_grad(self.model, objective)
 
@@ -337,14 +342,14 @@ class Trainer:
                     self.read()
                 if progress is None:
                     continue
-                if self.step % _EMA_EVERY == 0:
+                if self.step % _EMA_EVERY == 0 or self.step == train.steps:
                     self._average()
                 means = {name: _number(value) for name, value in parts.items()}
                 progress.step(self.step, means, _number(norm))
-                if self.step % train.evaluate == 0 or self.step == last:
-                    progress.scores(self.step, self.evaluate())
                 if self.step % train.save == 0 or self.step == last:
                     self.save()
+                if self.step % train.evaluate == 0 or self.step == last:
+                    progress.scores(self.step, self.evaluate())
 
     def _grown(self) -> bool:
         return len(shards(self.config.work / "corpus")) != self.shards
@@ -355,7 +360,7 @@ class Trainer:
     def _nearer(self, average: Any, weights: Any) -> Any:
         """A running average of weights, moved on to them."""
         # Early on the weights move fast: the average then reaches back less far.
-        decay = min(self.config.train.ema, 1 - 10 / (self.step + 10)) ** _EMA_EVERY
+        decay = min(self.config.train.ema, 1 - 10 / (self.step + 10)) ** (self.step % _EMA_EVERY or _EMA_EVERY)
         moved = tree_map(lambda a, p: decay * a + (1 - decay) * p, average, weights)
         mx.eval(moved)
         return moved
@@ -391,13 +396,7 @@ class Trainer:
         Raises:
             StorageError: disk full, no permission.
         """
-        state = self._state()
-        path = self.path
-        with ResultFile(path) as file:
-            part = path.with_suffix(".part.safetensors")
-            mx.save_safetensors(str(part), dict(_flat(state)))
-            file.write(part.read_bytes())
-            part.unlink()
+        write_run(self.path, dict(_flat(self._state())), self.began_with)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -406,21 +405,18 @@ class Trainer:
             "average": self.average,
             "step": mx.array(self.step),
             "heads": mx.array(self.heads),
-            "codec": written(self.began_with),
         }
 
     def resume(self) -> bool:
         """Continue the run saved in the work folder; returns whether there was one.
 
         Raises:
-            CheckpointError: it is of another configuration, or learned another codec's codes.
+            CheckpointError: it is damaged, of another configuration, or learned another codec's codes.
         """
         path = self.path
         if not path.exists():
             return False
-        loaded = mx.load(str(path))
-        assert isinstance(loaded, dict)
-        check_began(path, loaded, self.began_with)
+        loaded = read_run(path, self.began_with)
         state = tree_unflatten(list(loaded.items()))
         try:
             mine = [(n.removeprefix("model."), a) for n, a in loaded.items() if n.startswith("model.")]

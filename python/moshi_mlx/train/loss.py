@@ -17,12 +17,8 @@ import numpy as np
 from ..config import LMConfig
 from ..fast_math import cross_entropy
 from ..lm import LMModel
+from .config import DEFAULT_WEIGHTS
 from .conversation import END_OF_PADDING, ONSET, PADDING, Conversation, cut, is_word
-
-DEFAULT_WEIGHTS = {
-    "text": 2.0, "text_padding": 0.3, "semantic": 10.0, "acoustic": 1.0, "silence": 0.3, "heard": 0.5, "asked": 0.5,
-    "onset": 1.0,
-}  # fmt: skip
 
 
 class Arrays:
@@ -89,7 +85,10 @@ def make_batch(
     silent_share: float,
     window: int | None = None,
 ) -> Batch:
-    """Stack conversations, or a window of each, and choose the frames on which the depth transformer is trained."""
+    """Stack conversations, or a window of each, and choose the frames on which the depth transformer is trained.
+
+    There are `depth_frames` of those, or as many as the batch has; where some of these are wrong, others stand twice.
+    """
     streams = delayed(np.stack([c.codes for c in conversations]), config)
     if window is not None and window < streams.shape[2] - 1:
         first = [_opening(c, window, draws) for c in conversations]
@@ -101,6 +100,7 @@ def make_batch(
     minded = np.stack([c.minded for c in conversations])
     onsets = np.stack([c.onsets for c in conversations])
     wrong = np.stack([c.wrong for c in conversations])
+    depth_frames = min(depth_frames, speaking.size)
     stops = np.flatnonzero((stopping & ~speaking) | (minded & speaking & ~wrong))
     stops = draws.permutation(stops)[: depth_frames // 4]
     begun = np.setdiff1d(np.flatnonzero(onsets & speaking & ~wrong), stops)
@@ -112,10 +112,12 @@ def make_batch(
     rows = np.concatenate(
         [
             chosen,
-            draws.choice(loud, others - quiet, replace=False),
+            draws.choice(loud, min(len(loud), others - quiet), replace=False),
             draws.choice(silent, quiet, replace=False),
         ]
     )
+    # Batches of one shape: a compiled step needs no other.
+    rows = np.resize(rows, depth_frames)
     counted = (speaking | stopping).reshape(-1)
     depth_inputs, depth_targets = _depth(streams, rows, config)
     return Batch(
@@ -245,12 +247,15 @@ def losses(model: Trainee, batch: Batch | Drill, heard: mx.array | None = None) 
     }
 
 
-def total(parts: Mapping[str, mx.array], weights: Mapping[str, float], share_of_words: float = 0.2) -> mx.array:
+def total(
+    parts: Mapping[str, mx.array], weights: Mapping[str, float], codebooks: int, share_of_words: float = 0.2
+) -> mx.array:
     """The weighted loss.
 
     Args:
         parts: from `losses`.
-        weights: by name, as in `DEFAULT_WEIGHTS`.
+        weights: by name, in place of `DEFAULT_WEIGHTS`.
+        codebooks: that Moshi speaks with; all but the first one are acoustic.
         share_of_words: of the text stream's frames, by which the two text losses are balanced.
     """
     w = {**DEFAULT_WEIGHTS, **weights}
@@ -259,7 +264,7 @@ def total(parts: Mapping[str, mx.array], weights: Mapping[str, float], share_of_
     loss = text + w["heard"] * parts["heard"] + w["asked"] * parts["asked"] + w["onset"] * parts["onset"]
     if "semantic" not in parts:
         return loss
-    semantic, acoustic = w["semantic"], 7 * w["acoustic"]
+    semantic, acoustic = w["semantic"], (codebooks - 1) * w["acoustic"]
     audio = (semantic * parts["semantic"] + acoustic * parts["acoustic"]) / (semantic + acoustic)
     return loss + audio + w["silence"] * parts["silence"]
 

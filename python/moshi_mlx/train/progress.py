@@ -7,13 +7,14 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ..files import ResultFile
+from ..files import ResultFile, storage_errors
 
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#555555", "#17becf")
 
@@ -52,7 +53,11 @@ class Progress:
         self.plot()
 
     def step(self, step: int, parts: Mapping[str, float], norm: float) -> None:
-        """Take the losses of a step."""
+        """Take the losses of a step.
+
+        Raises:
+            StorageError: disk full, no permission.
+        """
         for name, value in {**parts, "gradient norm": norm}.items():
             self._recent[name].append(value)
         if step % self.every:
@@ -68,7 +73,11 @@ class Progress:
             self._line(step, {**self._means, "seconds a step": self._seconds})
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Take the figures of an evaluation."""
+        """Take the figures of an evaluation.
+
+        Raises:
+            StorageError: disk full, no permission.
+        """
         self._scores = dict(scores)
         self._log({"step": step, "scores": _rounded(scores)})
         self.plot()
@@ -81,7 +90,7 @@ class Progress:
         )
 
     def _log(self, entry: Mapping[str, object]) -> None:
-        with self.log.open("a", encoding="utf-8") as file:
+        with storage_errors(str(self.log)), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def _table(self, step: int) -> Table:
@@ -99,7 +108,11 @@ class Progress:
     def plot(self) -> None:
         """Draw the log's losses into `loss.svg`."""
         if self.log.exists():
-            entries = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+            entries = []
+            for line in self.log.read_text(encoding="utf-8").splitlines():
+                # One may have been cut off, as where the disk was full.
+                with suppress(ValueError):
+                    entries.append(json.loads(line))
             with ResultFile(self.picture) as file:
                 file.write(draw([e for e in entries if "scores" not in e]).encode())
 

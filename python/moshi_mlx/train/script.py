@@ -91,19 +91,21 @@ class Script:
         """Read a script file.
 
         Raises:
-            ConfigError: unreadable, or an intent lacks wordings or answers, or points to one that isn't there.
+            ConfigError: unreadable, something is no text that should be one, or an intent lacks wordings or answers, or
+                points to one that isn't there.
         """
         import yaml
 
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"{path} can't be read as YAML: {error}") from error
         try:
             intents = {name: _intent(name, entry) for name, entry in data["intents"].items()}
             follow_ups = {name: _intent(name, data["follow_ups"][name]) for name in FOLLOW_UPS}
             unknown = _intent(OUT_OF_DOMAIN, data[OUT_OF_DOMAIN])
-            backchannels = tuple(data["backchannels"])
+            backchannels = _texts(data, "backchannels")
+            openers, closers = (_texts({key: [], **data}, key) for key in ("openers", "closers"))
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is no script: {error!r}. See moshi_mlx/nano/script.yaml for one.") from error
         for intent in (*intents.values(), *follow_ups.values(), unknown):
@@ -112,29 +114,30 @@ class Script:
         for intent in (*intents.values(), unknown):
             if not intent.answers:
                 raise ConfigError(f"{path}: '{intent.name}' has no answers.")
-            for answer in intent.answers:
-                if not isinstance(answer, str):
-                    raise ConfigError(
-                        f"{path}: '{intent.name}' answers {answer!r}, which is no text: put it in quotes."
-                    )
             if intent.yours is not None and intent.yours not in intents:
                 raise ConfigError(f"{path}: 'yours: {intent.yours}' of '{intent.name}' names no intent.")
-        around = (tuple(data.get(key, ())) for key in ("openers", "closers"))
-        return cls(intents, follow_ups, unknown, backchannels, *around)
+        return cls(intents, follow_ups, unknown, backchannels, openers, closers)
+
+
+def _texts(entry: Mapping[str, Any], key: str, owner: str = "the script") -> tuple[str, ...]:
+    texts = entry[key]
+    if not isinstance(texts, list):
+        raise TypeError(f"'{key}' of {owner} is {texts!r} instead of a list")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"'{key}' of {owner} holds {text!r}, which is no text: put it in quotes")
+    return tuple(texts)
 
 
 def _intent(name: str, entry: Mapping[str, Any]) -> Intent:
     def lines(key: str) -> tuple[str, ...]:
         return tuple(line.strip() for line in entry[key].splitlines() if line.strip())
 
-    answers = entry.get("answers", [])
-    if not isinstance(answers, list):
-        raise TypeError(f"'answers' of '{name}' is {answers!r} instead of a list")
     return Intent(
         name,
         lines("ask"),
         lines("held_out"),
-        tuple(answers),
+        _texts({"answers": [], **entry}, "answers", f"'{name}'"),
         entry.get("yours"),
         bool(entry.get("another", False)),
         lines("more") if "more" in entry else (),
