@@ -82,14 +82,14 @@ class SoundServer:
 
     def add_devices(self) -> None:
         """A virtual microphone `mic`, fed by what is played into the sink `into_mic`, and a virtual speaker."""
-        self._sink("into_mic", channels=1)
+        self.add_sink("into_mic", channels=1)
         self.load("module-remap-source", "source_name=mic", "master=into_mic.monitor")
         self.pactl("set-default-source", "mic")
         self.add_speaker()
 
     def add_speaker(self) -> None:
         """Plug the virtual speaker in, for the first time or again."""
-        self.speaker = self._sink("speaker", channels=1)
+        self.speaker = self.add_sink("speaker", channels=1)
         self.pactl("set-default-sink", "speaker")
 
     def remove_speaker(self) -> None:
@@ -98,7 +98,7 @@ class SoundServer:
 
     def add_cable(self) -> None:
         """Make microphone and speaker two halves of one stereo sink: one recording holds both, to the sample."""
-        self._sink("cable", channels=2)
+        self.add_sink("cable", channels=2)
         for kind, name, left_or_right in (
             ("sink", "cable_into_mic", "left"),
             ("sink", "cable_speaker", "right"),
@@ -112,10 +112,11 @@ class SoundServer:
         self.pactl("set-default-source", "cable_mic")
         self.pactl("set-default-sink", "cable_speaker")
 
-    def _sink(self, name: str, channels: int) -> str:
+    def add_sink(self, name: str, channels: int = 1, sample_format: str = "float32le") -> str:
+        """A virtual speaker; what is played into it can be recorded from its monitor. Returns its module's number."""
         number = self.load(
             "module-null-sink", f"sink_name={name}", f"rate={self.rate}", f"channels={channels}",
-            "format=float32le", f"sink_properties=device.description={name}",
+            f"format={sample_format}", f"sink_properties=device.description={name}",
         )  # fmt: skip
         # A null sink that nobody plays into sleeps for two seconds at a time; no real device does.
         command = ["pacat", "--playback", f"--device={name}", f"--rate={self.rate}", "--latency-msec=20", "/dev/zero"]

@@ -1,6 +1,7 @@
 """AudioIO on a real sound server: the virtual microphone and speaker of a private PulseAudio."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -55,7 +56,8 @@ class Loop:
     def __init__(self, server: SoundServer, seconds: float, program: str = LOOP) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, str(seconds)],
-            env=server.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hurry,
+            env=server.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=hurry,
         )  # fmt: skip
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -139,6 +141,21 @@ def test_a_speaker_pulled_out_and_plugged_in_again_goes_on(server: SoundServer) 
     assert (loud > 0.1).sum() > 100, "nothing is played on the speaker that came back"
 
 
+def test_a_new_default_speaker_is_changed_to(server: SoundServer) -> None:
+    second = server.add_sink("second")
+    try:
+        with server.playing(tone(60.0)), server.recording("second.monitor") as recording:
+            loop = Loop(server, 8.0)
+            server.pactl("set-default-sink", "second")
+            result = loop.result()
+    finally:
+        server.pactl("set-default-sink", "speaker")
+        server.pactl("unload-module", second)
+    assert result["stats"]["output_device"] == "second", result
+    assert [(event["side"], event["kind"]) for event in result["events"]] == [("output", "lost"), ("output", "rebuilt")]
+    assert (sounding(recording.samples[0]) > 0.1).sum() > 100, "nothing is played on the new speaker"
+
+
 def test_two_conversations_at_once(server: SoundServer) -> None:
     with server.playing(tone(90.0)):
         loops = [Loop(server, 8.0), Loop(server, 8.0)]
@@ -191,6 +208,122 @@ print("{}")
     loud = sounding(recording.samples[0])
     seconds = (loud > 0.1).sum() / 100
     assert 3.8 < seconds < 4.3, f"4 s of sound lasted {seconds} s"
+
+
+@pytest.mark.parametrize("sample_format", ["s24-32le", "s24le"])
+def test_devices_of_24_bits_neither_wrap_around_nor_lose_the_sign(server: SoundServer, sample_format: str) -> None:
+    program = """
+import json, numpy as np
+from moshi_mlx.audio_io import AudioIO
+print("ready", flush=True)
+too_loud = (1.3 * np.sin(2 * np.pi * 300 * np.arange(1920) / 24000)).astype(np.float32)
+with AudioIO(input=False, output="FORMAT_sink") as sound:
+    for _ in range(30):
+        sound.write(too_loud, timeout=10.0)
+with AudioIO(input="FORMAT_source", output=False) as sound:
+    heard = np.concatenate([sound.read(timeout=20.0) for _ in range(12)])
+print(json.dumps([float(heard.min()), float(heard.max())]))
+""".replace("FORMAT", sample_format)
+    sink, into_source, source = (f"{sample_format}_{end}" for end in ("sink", "into_source", "source"))
+    for name in (sink, into_source):
+        server.add_sink(name, sample_format=sample_format)
+    description = f"source_properties=device.description={source}"
+    server.load("module-remap-source", f"source_name={source}", f"master={into_source}.monitor", description)
+    with server.playing(tone(60.0), into_source), server.recording(f"{sink}.monitor") as recording:
+        low, high = Loop(server, 0.0, program).result()
+    assert -0.35 < low < -0.25 and 0.25 < high < 0.35, f"a sine of amplitude 0.3 was heard from {low} to {high}"
+    played = recording.samples[0]
+    assert played.max() > 0.99, f"the loudest of a sine of amplitude 1.3 was {played.max()}"
+    # From full scale to silence at most, where the stream ends: a sample that wraps around jumps by two.
+    assert np.abs(np.diff(played)).max() < 1.1
+
+
+def test_a_sound_server_that_hangs_does_not_keep_anybody_waiting() -> None:
+    program = """
+import sys, threading, time
+from moshi_mlx.audio_io import AudioIO
+sound, forgotten = AudioIO(echo_cancel=False), AudioIO(input=False)
+sound.read(timeout=20.0)
+print("ready", flush=True)
+sys.stdin.readline()
+# The devices are looked at every second: now somebody waits for the server.
+for _ in range(20):
+    sound.read(timeout=20.0)
+start = time.monotonic()
+sound.close()
+print(time.monotonic() - start)
+passed = []
+def pass_time():
+    while True:
+        passed.append(0)
+        time.sleep(0.01)
+threading.Thread(target=pass_time, daemon=True).start()
+before = len(passed)
+del forgotten
+print(len(passed) - before)
+"""
+    with sound_server() as server:
+        loop = Loop(server, 0.0, program)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            out, errors = loop.process.communicate("\n", timeout=60)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+            loop.process.kill()
+    assert loop.process.returncode == 0 and not errors, errors
+    seconds, passed = out.split()
+    assert float(seconds) < 10, f"closing took {seconds} s"
+    assert int(passed) > 5, "Python's other threads stood still while an AudioIO that nobody closed was"
+
+
+def test_a_forked_process_ends_without_a_word(server: SoundServer) -> None:
+    program = """
+import os, sys
+from moshi_mlx.audio_io import AudioIO
+print("ready", flush=True)
+statuses = []
+for ends in (lambda sound: sound.close(), lambda sound: None):
+    with AudioIO(input=False) as sound:
+        child = os.fork()
+        if child == 0:
+            ends(sound)
+            sys.exit(0)
+        statuses.append(os.waitpid(child, 0)[1])
+print(statuses)
+"""
+    loop = Loop(server, 0.0, program)
+    out, errors = loop.process.communicate(timeout=60)
+    # Python itself warns of forking with threads.
+    errors = "\n".join(line for line in errors.splitlines() if "fork()" not in line)
+    assert out.split("\n")[0] == "[0, 0]" and not errors, out + errors
+
+
+def test_opening_and_closing_leaves_nothing_behind(server: SoundServer) -> None:
+    program = """
+import json, os, time
+from moshi_mlx.audio_io import AudioIO, list_devices
+print("ready", flush=True)
+def used():
+    return [len(os.listdir(f"/proc/self/{kind}")) for kind in ("task", "fd")]
+def settled():
+    AudioIO().close()
+    list_devices()
+    least = used()
+    for _ in range(20):
+        time.sleep(0.1)
+        least = min(least, used())
+    return least
+before = settled()
+for _ in range(10):
+    AudioIO(input=False).close()
+    AudioIO(output=False).close()
+    list_devices()
+print(json.dumps([before, settled()]))
+"""
+    with server.playing(tone(60.0)):
+        (threads, files), (threads_after, files_after) = Loop(server, 0.0, program).result()
+    # One stream's connection (a thread, three files) may be slow to end.
+    assert threads_after <= threads + 1 and files_after <= files + 3, f"{threads_after} threads, {files_after} files"
 
 
 def test_without_a_sound_server_the_error_says_what_to_do(tmp_path: os.PathLike[str]) -> None:

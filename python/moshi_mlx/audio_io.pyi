@@ -81,7 +81,7 @@ class AudioIO:
 
     `input` and `output`: None for the system's default (followed when it changes), a number from list_devices(), a part
     of a name, or False for no such side. A device that goes away is replaced by what is there, and taken back when it
-    returns; meanwhile `read` gives silence. With `echo_cancel`, what the speaker really played is removed from what the
+    returns and can be opened; while there is none, `read` gives silence. With `echo_cancel`, what the speaker really played is removed from what the
     microphone heard; `noise_suppression` also lowers steady background noise. More than `max_lag_ms` of sound that
     waits to be read is dropped but for its newest frame.
 
@@ -113,7 +113,7 @@ class AudioIO:
 
     @property
     def dropped_frames(self) -> int:
-        """Frames dropped since the start because `read` came too late."""
+        """Frames dropped since the start because `read` came too late, or the program stood still."""
 
     def stats(self) -> dict[str, Any]:
         """Everything that is measured: the name ends with the unit (ms, us, db, ppm, rate), others are counts.
@@ -139,7 +139,10 @@ class AudioIO:
         """Forget what was heard so far: the conversation begins now."""
 
     def close(self) -> None:
-        """Close the devices; a second call does nothing, other calls raise DeviceError from then on."""
+        """Close the devices; a second call does nothing, other calls raise DeviceError from then on.
+
+        A sound system that hangs is left to itself after a second.
+        """
 
     def __enter__(self) -> AudioIO: ...
     def __exit__(self, *exception: object) -> None: ...

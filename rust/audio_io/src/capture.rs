@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cpal::{FromSample, Sample};
+use cpal::{FromSample, I24, Sample};
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::frame::SAMPLE_RATE;
@@ -72,6 +72,15 @@ impl CaptureCallback {
         T: Sample,
         f32: FromSample<T>,
     {
+        self.take_by(f32::from_sample, data, now_ns, latency_us);
+    }
+
+    /// The same for samples of 24 bits in 32, of which sound systems leave the upper eight as they happen to be.
+    pub fn take_24(&mut self, data: &[I24], now_ns: u64, latency_us: u64) {
+        self.take_by(|sample: I24| f32::from_sample(sample.inner() << 8), data, now_ns, latency_us);
+    }
+
+    fn take_by<T: Copy>(&mut self, value: impl Fn(T) -> f32, data: &[T], now_ns: u64, latency_us: u64) {
         let frames = data.len() / self.channels;
         self.meters.times.begin(now_ns, frames);
         self.meters.latency_us.set(latency_us);
@@ -83,7 +92,7 @@ impl CaptureCallback {
         for (i, frame) in data.chunks_exact(self.channels).enumerate() {
             let mut sample = 0.0;
             for &channel in &frame[..used] {
-                sample += f32::from_sample(channel);
+                sample += value(channel);
             }
             sample *= gain;
             if !sample.is_finite() {

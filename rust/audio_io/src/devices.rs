@@ -130,21 +130,6 @@ pub struct Chosen {
     pub host: String,
 }
 
-/// The machine's sound systems, the preferred one first.
-///
-/// ALSA counts only where no sound server runs: a server offers ALSA's devices too, and asking ALSA makes its plugins
-/// write warnings to the terminal.
-pub fn system_hosts() -> Vec<Host> {
-    let mut hosts: Vec<Host> = Vec::new();
-    for id in cpal::available_hosts() {
-        if id.name() == "Custom" || (id.name() == "ALSA" && !hosts.is_empty()) {
-            continue;
-        }
-        hosts.extend(cpal::host_from_id(id));
-    }
-    hosts
-}
-
 const COMMON_RATES: [u32; 9] = [8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000, 192_000];
 
 /// All devices of all `hosts`.

@@ -4,14 +4,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::capture::CaptureReader;
 use crate::echo::EchoCanceller;
-use crate::frame::SAMPLE_RATE;
+use crate::frame::{FRAME_SIZE, SAMPLE_RATE};
 use crate::meter::{Level, power_db};
 use crate::playback::PlaybackWriter;
 use crate::reference::PlayedReference;
 use crate::resample::ResampleError;
 
-/// Without sound for so long, silence is put in its place, so that the conversation goes on.
-const PATIENCE_NS: u64 = 250_000_000;
+/// Without sound for so many samples, silence is put in its place, so that the conversation goes on.
+const PATIENCE: u64 = SAMPLE_RATE as u64 / 4;
+/// So much silence is made up at once and no more: after a program that stood still for an hour, it is of no use.
+const MOST_SILENCE: u64 = SAMPLE_RATE as u64;
 /// Zeros for so long are no silence: the microphone is refused or muted.
 const ZEROS_SECONDS: f64 = 3.0;
 
@@ -21,6 +23,11 @@ const AUDIBLE: f64 = 1e-6;
 /// Locks without giving up when another thread died with the lock.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Samples at 24 kHz since the clock began.
+fn samples_at(now_ns: u64) -> u64 {
+    (u128::from(now_ns) * u128::from(SAMPLE_RATE) / 1_000_000_000) as u64
 }
 
 /// What is added up over all streams that a line has had.
@@ -39,7 +46,8 @@ pub struct InputEnd {
     pub reader: Option<CaptureReader>,
     /// From streams that have ended.
     pub past: InputTotals,
-    covered_ns: u64,
+    /// Up to where sound or silence was given, in samples at 24 kHz since the clock began; 0 before the first.
+    covered: u64,
     wanted: bool,
     replaced: bool,
     hinted: bool,
@@ -51,8 +59,9 @@ impl InputEnd {
         Self { wanted, ..Self::default() }
     }
 
-    /// Replaces `output` with everything that came in by `now_ns`, or with silence if nothing has for a while.
-    pub fn drain(&mut self, now_ns: u64, output: &mut Vec<f32>) {
+    /// Replaces `output` with everything that came in by `now_ns`, or with silence if nothing has for a while; gives the
+    /// number of whole frames of silence before it that were left out.
+    pub fn drain(&mut self, now_ns: u64, output: &mut Vec<f32>) -> u64 {
         output.clear();
         if let Some(reader) = &mut self.reader
             && reader.drain(output).is_err()
@@ -60,16 +69,20 @@ impl InputEnd {
             // The filter can't fail on lengths that it was made for; if it does, what it has is silence.
             output.clear();
         }
-        let gap_ns = now_ns.saturating_sub(self.covered_ns);
-        if !output.is_empty() || self.covered_ns == 0 {
+        let now = samples_at(now_ns);
+        let gap = now.saturating_sub(self.covered);
+        let mut left_out = 0;
+        if !output.is_empty() || self.covered == 0 {
             self.replaced = false;
-        } else if self.wanted && (self.replaced || gap_ns > PATIENCE_NS) {
+        } else if self.wanted && (self.replaced || gap > PATIENCE) {
             self.replaced = true;
-            output.resize((gap_ns as f64 * 1e-9 * f64::from(SAMPLE_RATE)) as usize, 0.0);
+            left_out = gap.saturating_sub(MOST_SILENCE) / FRAME_SIZE as u64;
+            output.resize((gap - left_out * FRAME_SIZE as u64) as usize, 0.0);
         } else {
-            return;
+            return 0;
         }
-        self.covered_ns = now_ns.max(1);
+        self.covered = now.max(1);
+        left_out
     }
 
     /// Whether to tell the user, once, that nothing but zeros comes in.
@@ -207,5 +220,42 @@ impl EchoEnd {
             return 0.0;
         }
         power_db(self.before) - power_db(self.after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An end without a microphone that has given silence up to one second.
+    fn replaced() -> InputEnd {
+        let mut end = InputEnd::new(true);
+        end.drain(0, &mut Vec::new());
+        end.drain(1_000_000_000, &mut Vec::new());
+        end
+    }
+
+    #[test]
+    fn silence_in_place_of_a_microphone_keeps_time() {
+        let mut end = replaced();
+        let (mut silence, mut samples) = (Vec::new(), 0);
+        // Steps that are no whole number of samples.
+        for step in 1..=10_000 {
+            end.drain(1_000_000_000 + step * 2_030_000, &mut silence);
+            samples += silence.len();
+        }
+        assert_eq!(samples, 487_200, "20.3 s at 24 kHz");
+    }
+
+    #[test]
+    fn after_an_hour_that_stood_still_the_silence_is_short_and_the_rest_is_counted() {
+        let mut end = replaced();
+        let mut silence = Vec::new();
+        let left_out = end.drain(3_601_000_000_000, &mut silence);
+        assert!(silence.len() < SAMPLE_RATE as usize + FRAME_SIZE, "{} samples were made", silence.len());
+        let covered = left_out * FRAME_SIZE as u64 + silence.len() as u64;
+        assert_eq!(covered, 3_600 * u64::from(SAMPLE_RATE), "{left_out} frames were left out");
+        assert_eq!(end.drain(3_601_002_000_000, &mut silence), 0);
+        assert_eq!(silence.len(), 48);
     }
 }

@@ -18,6 +18,8 @@ use crate::stream::{self, Running};
 const PUMP_INTERVAL: Duration = Duration::from_millis(2);
 /// How often the devices are looked after.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
+/// How long closing may take: a sound system that hangs is left to itself after that.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Events kept for a reader that never asks.
 const MAX_EVENTS: usize = 100;
 
@@ -68,7 +70,9 @@ struct InputSocket(Arc<Shared>);
 impl Socket for InputSocket {
     fn open(&self, chosen: &Chosen, epoch: Instant) -> Result<Running, DeviceFault> {
         let (running, reader) = stream::open_capture(chosen, epoch)?;
-        lock(&self.0.input).reader = Some(reader);
+        let mut input = lock(&self.0.input);
+        input.close();
+        input.reader = Some(reader);
         Ok(running)
     }
 
@@ -86,7 +90,11 @@ struct OutputSocket(Arc<Shared>);
 impl Socket for OutputSocket {
     fn open(&self, chosen: &Chosen, epoch: Instant) -> Result<Running, DeviceFault> {
         let (running, writer, reference) = stream::open_playback(chosen, epoch)?;
-        lock(&self.0.output).writer = Some(writer);
+        {
+            let mut output = lock(&self.0.output);
+            output.close();
+            output.writer = Some(writer);
+        }
         lock(&self.0.echo).reference = Some(reference);
         Ok(running)
     }
@@ -110,8 +118,7 @@ struct Watch {
 
 impl Watch {
     fn tick(&mut self) {
-        let now = self.shared.now_ns();
-        let events = [self.input.tick(now), self.output.tick(now)];
+        let events = [self.input.tick(self.shared.now_ns()), self.output.tick(self.shared.now_ns())];
         for event in events.into_iter().flatten() {
             self.shared.tell(event);
         }
@@ -122,7 +129,9 @@ impl Watch {
 /// A conversation's sound, until it is dropped.
 pub struct Engine {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The process that the threads live in: one that was forked from it has none of them.
+    process: u32,
     has_input: bool,
     has_output: bool,
 }
@@ -160,7 +169,8 @@ impl Engine {
         let threads = threads.into_iter().collect::<Result<Vec<_>, _>>();
         let threads =
             threads.map_err(|e| DeviceFault::Failed { name: "the engine".into(), what: e.to_string() })?;
-        Ok(Self { shared, threads, has_input, has_output })
+        let (threads, process) = (Mutex::new(threads), std::process::id());
+        Ok(Self { shared, threads, process, has_input, has_output })
     }
 
     /// The oldest frame that waits, or none within `timeout`.
@@ -256,21 +266,29 @@ impl Engine {
         self.shared.read_wait_ns.load(Ordering::Relaxed) as f64 * 1e-9
     }
 
-    /// Tells the threads to end; `Drop` waits for them.
+    /// Ends the threads, which close the devices.
+    ///
+    /// One that a sound system keeps waiting ends by itself when it is answered: nobody waits for it.
     pub fn close(&self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.ready.notify_all();
-        self.threads.iter().for_each(|t| t.thread().unpark());
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        if self.process != std::process::id() {
+            // Even to let go of a thread that doesn't exist is an error.
+            threads.into_iter().for_each(std::mem::forget);
+            return;
+        }
+        threads.iter().for_each(|t| t.thread().unpark());
+        let end = Instant::now() + CLOSE_TIMEOUT;
+        while threads.iter().any(|t| !t.is_finished()) && Instant::now() < end {
+            std::thread::sleep(PUMP_INTERVAL);
+        }
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
         self.close();
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has said so already.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -308,11 +326,11 @@ struct Pump {
 
 impl Pump {
     fn step(&mut self, shared: &Shared, now_ns: u64) {
-        let hint = {
+        let (left_out, hint) = {
             let mut input = lock(&shared.input);
-            input.drain(now_ns, &mut self.mic);
-            input.only_zeros()
+            (input.drain(now_ns, &mut self.mic), input.only_zeros())
         };
+        lock(&shared.queue).drop_unmade(left_out);
         if hint {
             let message = format!(
                 "the microphone has given nothing but zeros for 3 s: it is muted, or access to it is refused; {}",

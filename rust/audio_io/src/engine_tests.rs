@@ -27,7 +27,7 @@ fn options(host: &MemoryHost) -> Options {
         output: Selection::Default,
         canceller: None,
         max_lag: 5 * FRAME_SIZE,
-        hosts: Arc::new(move || vec![host.host()]),
+        hosts: Arc::new(move || Arc::new(vec![host.host()])),
     }
 }
 
@@ -95,6 +95,26 @@ fn what_is_written_is_played_on_every_channel() {
     assert!(loud > played.len() / 2, "{loud} of {} samples are loud", played.len());
     let jump = played.windows(2).map(|w| (w[1] - w[0]).abs()).fold(0.0f32, f32::max);
     assert!(jump < 0.05, "a jump of {jump}");
+}
+
+#[test]
+fn devices_of_24_bits_neither_wrap_around_nor_lose_the_sign() {
+    let format = SampleFormat::I24;
+    let plans = [Plan { format, ..microphone("mic", 24_000) }, Plan { format, ..speaker("speaker", 24_000) }];
+    let host = MemoryHost::new(&plans);
+    let engine = start(&host);
+    let heard = hear(&host, &engine, 0.8);
+    let (low, high) = heard.iter().fold((0.0f32, 0.0f32), |(low, high), v| (low.min(*v), high.max(*v)));
+    assert!((low + 0.5).abs() < 0.05 && (high - 0.5).abs() < 0.05, "from {low} to {high}");
+    let mut played = Vec::new();
+    for i in 0..12 {
+        let at = |j| 3.0 * tone((i * FRAME_SIZE + j) as f64 / 24_000.0);
+        engine.write(&(0..FRAME_SIZE).map(at).collect::<Vec<_>>()).unwrap();
+        played.extend(host.run(0.08, |_| 0.0));
+    }
+    assert!(played.iter().any(|v| *v > 0.999), "nothing is as loud as it gets");
+    let jump = played.windows(2).map(|w| (w[1] - w[0]).abs()).fold(0.0f32, f32::max);
+    assert!(jump < 0.3, "a jump of {jump}");
 }
 
 #[test]

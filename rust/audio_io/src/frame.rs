@@ -61,6 +61,12 @@ impl FrameQueue {
         dropped
     }
 
+    /// Counts frames that nobody could have read in time, without making them.
+    pub fn drop_unmade(&mut self, frames: u64) {
+        self.made += frames;
+        self.dropped += frames;
+    }
+
     /// The oldest frame, if a whole one waits.
     pub fn pop(&mut self) -> Option<Frame> {
         self.frames.pop_front()

@@ -13,6 +13,7 @@ pub mod ends;
 pub mod engine;
 pub mod fade;
 pub mod frame;
+pub mod hosts;
 pub mod line;
 pub mod meter;
 pub mod playback;
@@ -32,6 +33,8 @@ mod clock_tests;
 mod echo_tests;
 #[cfg(test)]
 mod engine_tests;
+#[cfg(test)]
+mod line_tests;
 #[cfg(test)]
 mod memory_host;
 #[cfg(test)]

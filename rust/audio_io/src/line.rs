@@ -4,9 +4,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use cpal::Host;
-
 use crate::devices::{self, Chosen, DeviceFault, Direction, Selection};
+use crate::hosts::{self, Hosts};
 use crate::stream::Running;
 
 /// Callbacks that stay away this long mean that the device is gone, even if nobody says so.
@@ -15,12 +14,14 @@ const SILENT_DEVICE_NS: u64 = 1_500_000_000;
 const START_NS: u64 = 4_000_000_000;
 /// How often the choice of device is looked at again.
 const LOOK_NS: u64 = 1_000_000_000;
+/// Most that this doubles up to while the device to use is there but can't be opened.
+const LAST_LOOK_NS: u64 = 30_000_000_000;
 /// First wait before trying again; doubles up to the last.
 const FIRST_WAIT_NS: u64 = 100_000_000;
 const LAST_WAIT_NS: u64 = 5_000_000_000;
 
-/// Makes the list of sound systems anew: a connection to a server that was restarted is of no use.
-pub type HostMaker = Arc<dyn Fn() -> Vec<Host> + Send + Sync>;
+/// Gives the sound systems there are now: a connection to a server that was restarted is of no use.
+pub type HostMaker = Arc<dyn Fn() -> Hosts + Send + Sync>;
 
 /// Something to tell the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,12 +64,13 @@ pub struct Line<S> {
     meant: Option<String>,
     socket: S,
     epoch: Instant,
-    hosts: Vec<Host>,
+    hosts: Hosts,
     make_hosts: HostMaker,
     open: Option<Open>,
     attempts: u32,
     next_try_ns: u64,
     next_look_ns: u64,
+    refusals: u32,
     rebuilds: u64,
     xruns: u64,
 }
@@ -105,12 +107,13 @@ impl<S: Socket> Line<S> {
             meant: None,
             socket,
             epoch,
-            hosts: Vec::new(),
+            hosts: Hosts::default(),
             make_hosts,
             open: None,
             attempts: 0,
             next_try_ns: 0,
             next_look_ns: 0,
+            refusals: 0,
             rebuilds: 0,
             xruns: 0,
         }
@@ -126,7 +129,8 @@ impl<S: Socket> Line<S> {
         }
         self.hosts = (self.make_hosts)();
         let chosen = self.wanted()?;
-        self.install(&chosen, now_ns)?;
+        self.install(&chosen)?;
+        self.next_look_ns = now_ns + LOOK_NS;
         self.meant = (self.selection != Selection::Default).then_some(chosen.key);
         Ok(())
     }
@@ -146,36 +150,45 @@ impl<S: Socket> Line<S> {
         }
     }
 
-    fn install(&mut self, chosen: &Chosen, now_ns: u64) -> Result<(), DeviceFault> {
-        let running = self.socket.open(chosen, self.epoch)?;
-        self.open = Some(Open {
+    /// Opens a device; the one in use before, if any, is closed when that has worked.
+    fn install(&mut self, chosen: &Chosen) -> Result<(), DeviceFault> {
+        let open = |chosen: &Chosen| self.socket.open(chosen, self.epoch);
+        let apart = || hosts::apart(chosen, self.direction);
+        let running = match self.direction {
+            Direction::Input => open(apart().as_ref().unwrap_or(chosen)),
+            Direction::Output => open(chosen).or_else(|fault| open(&apart().ok_or(fault)?)),
+        }?;
+        let before = self.open.replace(Open {
             running,
             name: chosen.name.clone(),
             key: chosen.key.clone(),
             host: chosen.host.clone(),
-            since_ns: now_ns,
+            // Opening may have taken a while.
+            since_ns: self.epoch.elapsed().as_nanos() as u64,
             moves: 0,
         });
-        self.next_look_ns = now_ns + LOOK_NS;
+        self.xruns += before.map_or(0, |open| open.running.state.xruns.get());
         Ok(())
     }
 
     /// Looks after the line; gives what the user should know.
-    pub fn tick(&mut self, now_ns: u64) -> Option<Event> {
+    pub fn tick(&mut self, now_ns: u64) -> Vec<Event> {
         if self.selection == Selection::Off {
-            return None;
+            return Vec::new();
         }
-        if self.open.is_some() {
-            if let Some(reason) = self.fault(now_ns) {
-                return Some(self.lose(&reason, now_ns));
-            }
-            return self.moved();
+        if self.open.is_none() {
+            return if now_ns >= self.next_try_ns { Vec::from_iter(self.retry(now_ns)) } else { Vec::new() };
         }
-        if now_ns >= self.next_try_ns { self.retry(now_ns) } else { None }
+        if let Some(reason) = self.fault(now_ns) {
+            return vec![self.lose(&reason, now_ns)];
+        }
+        let mut events = Vec::from_iter(self.moved());
+        events.extend(self.look(now_ns).into_iter().flatten());
+        events
     }
 
     /// Why the open stream can't go on, if so.
-    fn fault(&mut self, now_ns: u64) -> Option<String> {
+    fn fault(&self, now_ns: u64) -> Option<String> {
         let open = self.open.as_ref()?;
         let state = &open.running.state;
         if state.broken.load(Ordering::Acquire) {
@@ -184,16 +197,37 @@ impl<S: Socket> Line<S> {
         }
         let last = self.socket.last_callback_ns();
         let new = now_ns.saturating_sub(open.since_ns) < START_NS;
-        if !new && now_ns.saturating_sub(last) > SILENT_DEVICE_NS {
-            return Some("it has stopped responding".into());
-        }
+        (!new && now_ns.saturating_sub(last) > SILENT_DEVICE_NS).then(|| "it has stopped responding".into())
+    }
+
+    /// Changes to the device that is to be used now, if that is another and can be opened.
+    fn look(&mut self, now_ns: u64) -> Option<[Event; 2]> {
         if now_ns < self.next_look_ns {
             return None;
         }
         self.next_look_ns = now_ns + LOOK_NS;
         // A device asked for may be away: then its replacement is kept until it comes back.
         let wanted = self.wanted().ok()?;
-        (wanted.key != open.key).then(|| format!("{} is to be used now", wanted.name))
+        if self.open.as_ref()?.key == wanted.key {
+            return None;
+        }
+        let lost = self.lost(&format!("{} is to be used now", wanted.name));
+        let works = self.install(&wanted).is_ok();
+        self.look_later(works, now_ns);
+        works.then(|| [lost, self.rebuilt()])
+    }
+
+    /// Sets when to look again, by whether the device to use could be opened.
+    fn look_later(&mut self, works: bool, now_ns: u64) {
+        self.refusals = if works { 0 } else { self.refusals + 1 };
+        self.next_look_ns = now_ns + (LOOK_NS << self.refusals.min(6)).min(LAST_LOOK_NS);
+    }
+
+    fn rebuilt(&mut self) -> Event {
+        self.rebuilds += 1;
+        let name = self.open.as_ref().map_or("", |open| &open.name);
+        let message = format!("{} is now {name}", self.direction.noun());
+        Event { kind: "rebuilt", direction: self.direction, message }
     }
 
     fn moved(&mut self) -> Option<Event> {
@@ -208,26 +242,39 @@ impl<S: Socket> Line<S> {
         Some(Event { kind: "moved", direction: self.direction, message })
     }
 
-    fn lose(&mut self, reason: &str, now_ns: u64) -> Event {
-        let name = self.open.as_ref().map(|open| open.name.clone()).unwrap_or_default();
-        self.stop();
-        self.attempts = 0;
-        self.next_try_ns = now_ns;
+    fn lost(&self, reason: &str) -> Event {
+        let name = self.open.as_ref().map_or("", |open| &open.name);
         let message = format!("{} {name} was lost ({reason}); looking for one", self.direction.noun());
         Event { kind: "lost", direction: self.direction, message }
     }
 
+    fn lose(&mut self, reason: &str, now_ns: u64) -> Event {
+        let lost = self.lost(reason);
+        self.stop();
+        self.attempts = 0;
+        self.next_try_ns = now_ns;
+        lost
+    }
+
+    /// Opens the device to use, or where that is away or refuses, the system's; false when it refused.
+    fn reopen(&mut self) -> Result<bool, DeviceFault> {
+        let usual = devices::choose(&self.hosts, &Selection::Default, self.direction);
+        let Ok(wanted) = self.wanted() else {
+            return self.install(&usual?).map(|()| true);
+        };
+        match (self.install(&wanted), usual) {
+            (Err(_), Ok(usual)) if usual.key != wanted.key => self.install(&usual).map(|()| false),
+            (result, _) => result.map(|()| true),
+        }
+    }
+
     fn retry(&mut self, now_ns: u64) -> Option<Event> {
         self.hosts = (self.make_hosts)();
-        let chosen =
-            self.wanted().or_else(|_| devices::choose(&self.hosts, &Selection::Default, self.direction));
-        let result = chosen.and_then(|chosen| self.install(&chosen, now_ns).map(|()| chosen.name));
-        match result {
-            Ok(name) => {
-                self.rebuilds += 1;
+        match self.reopen() {
+            Ok(works) => {
                 self.attempts = 0;
-                let message = format!("{} is now {name}", self.direction.noun());
-                Some(Event { kind: "rebuilt", direction: self.direction, message })
+                self.look_later(works, now_ns);
+                Some(self.rebuilt())
             }
             Err(fault) => {
                 let wait = (FIRST_WAIT_NS << self.attempts.min(6)).min(LAST_WAIT_NS);

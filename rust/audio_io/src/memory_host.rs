@@ -124,6 +124,14 @@ fn with_format(block: &mut [f32], format: SampleFormat, work: impl FnOnce(&mut D
             work(&mut data);
             block.iter_mut().zip(raw).for_each(|(v, r)| *v = f32::from(r) / 32_768.0);
         }
+        SampleFormat::I24 => {
+            // As PulseAudio hands them over: the upper eight bits are zeros.
+            let mut raw: Vec<i32> = block.iter().map(|v| (v * 8_388_607.0) as i32 & 0x00ff_ffff).collect();
+            // SAFETY: the pointer and the count are those of `raw`, which outlives the call.
+            let mut data = unsafe { Data::from_parts(raw.as_mut_ptr().cast(), count, format) };
+            work(&mut data);
+            block.iter_mut().zip(raw).for_each(|(v, r)| *v = (r << 8) as f32 / 2_147_483_648.0);
+        }
         _ => {
             // SAFETY: the pointer and the count are those of `block`, which outlives the call.
             let mut data = unsafe { Data::from_parts(block.as_mut_ptr().cast(), count, SampleFormat::F32) };

@@ -9,6 +9,9 @@ use rtrb::{Consumer, Producer};
 use crate::fade::FadeCurve;
 use crate::playback::PlaybackMeters;
 
+/// The loudest that is played: the next louder number is one more than a sample of 24 bits holds, and would wrap around.
+const LOUDEST: f32 = 1.0 - f32::EPSILON / 2.0;
+
 /// What is being done with the ring's sound.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum State {
@@ -69,7 +72,7 @@ impl PlaybackCallback {
         let room = self.played.slots().min(frames);
         let mut power = 0.0;
         for (i, frame) in data.chunks_exact_mut(self.channels).enumerate() {
-            let sample = self.next().clamp(-1.0, 1.0);
+            let sample = self.next().clamp(-1.0, LOUDEST);
             self.last = sample;
             power += sample * sample;
             frame.fill(T::from_sample(sample));

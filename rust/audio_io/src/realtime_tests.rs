@@ -1,7 +1,7 @@
 //! The callbacks allocate nothing and make no system call, whatever happens to them.
 
 use assert_no_alloc::{AllocDisabler, assert_no_alloc};
-use cpal::I24;
+use cpal::{I24, Sample};
 
 use crate::capture::{CaptureReader, capture_pair};
 use crate::frame::FRAME_SIZE;
@@ -55,12 +55,13 @@ fn callbacks_allocate_nothing_in_any_sample_format() {
     assert_no_alloc(|| {
         macro_rules! each {
             ($($format:ty),*) => {$(
-                let silence: $format = cpal::Sample::EQUILIBRIUM;
+                let silence: $format = Sample::EQUILIBRIUM;
                 let mut block = [silence; 64];
                 capture.take(&block, 0, 0);
                 playback.fill(&mut block, 0, 0);
             )*};
         }
+        capture.take_24(&[I24::EQUILIBRIUM; 64], 0, 0);
         each!(i8, i16, I24, i32, i64, u8, u16, u32, u64, f32, f64);
     });
 }

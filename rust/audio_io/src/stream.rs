@@ -284,6 +284,10 @@ fn plain(format: SampleFormat) -> bool {
 }
 
 fn dispatch_capture(callback: &mut CaptureCallback, data: &Data, now_ns: u64, latency_us: u64) {
+    if let Some(samples) = data.as_slice::<cpal::I24>() {
+        callback.take_24(samples, now_ns, latency_us);
+        return;
+    }
     with_samples!(data.sample_format(), data, as_slice, |s| callback.take(s, now_ns, latency_us));
 }
 

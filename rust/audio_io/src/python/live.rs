@@ -12,6 +12,7 @@ use crate::devices::{self, DeviceFault, Direction, Port, Selection};
 use crate::echo::{EchoCanceller, EchoOptions};
 use crate::engine::{Engine, Options, samples_in};
 use crate::frame::{FRAME_SIZE, SAMPLE_RATE};
+use crate::hosts::system_hosts;
 use crate::stats::{self, Value};
 
 /// Python's signals are looked at this often while a call blocks.
@@ -38,7 +39,7 @@ fn port_dict<'py>(py: Python<'py>, port: &Port) -> PyResult<Bound<'py, PyDict>> 
 /// Lists the microphones and speakers of every sound system there is.
 #[pyfunction]
 fn list_devices(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
-    let devices = py.detach(|| devices::list(&devices::system_hosts()));
+    let devices = py.detach(|| devices::list(&system_hosts()));
     let list = PyList::empty(py);
     for device in devices {
         let dict = PyDict::new(py);
@@ -106,7 +107,7 @@ impl AudioIO {
             input,
             output,
             max_lag: samples_in(max_lag_ms),
-            hosts: Arc::new(devices::system_hosts),
+            hosts: Arc::new(system_hosts),
         };
         let engine = py.detach(|| Engine::start(options)).map_err(|fault| device_error(py, fault))?;
         Ok(Self { engine: Mutex::new(Some(Arc::new(engine))) })
@@ -199,7 +200,6 @@ impl AudioIO {
         py.detach(|| {
             if let Some(engine) = engine {
                 engine.close();
-                drop(engine);
             }
         });
     }
@@ -211,6 +211,13 @@ impl AudioIO {
     #[pyo3(signature = (*_exception))]
     fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyAny>) {
         self.close(py);
+    }
+}
+
+impl Drop for AudioIO {
+    /// Closing takes a while, in which other Python threads go on.
+    fn drop(&mut self) {
+        Python::try_attach(|py| self.close(py));
     }
 }
 
