@@ -81,9 +81,9 @@ class AudioIO:
 
     `input` and `output`: None for the system's default (followed when it changes), a number from list_devices(), a part
     of a name, or False for no such side. A device that goes away is replaced by what is there, and taken back when it
-    returns and can be opened; while there is none, `read` gives silence. With `echo_cancel`, what the speaker really played is removed from what the
-    microphone heard; `noise_suppression` also lowers steady background noise. More than `max_lag_ms` of sound that
-    waits to be read is dropped but for its newest frame.
+    returns and can be opened; while there is none, `read` gives silence. With `echo_cancel`, what the speaker really
+    played is removed from what the microphone heard; `noise_suppression` also lowers steady background noise. More than
+    `max_lag_ms` of sound that waits to be read is dropped but for its newest frame.
 
     Raises DeviceError: no device, unknown, busy, refused. Raises InputError: `max_lag_ms` isn't from 80 to 60000.
     """
