@@ -98,11 +98,14 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, speaking: str) -> No
 
 
 def test_ctrl_c_ends_the_rendering_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interruptible() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs, as these tests may be, ignore it
+
     busy = tmp_path / "busy"
     stand_in(tmp_path / "bin", monkeypatch, f'touch "{busy}"; while [ -e "{busy}" ]; do sleep 0.1; done')
     arguments = [sys.executable, "-m", "moshi_mlx.train.data", str(written(tmp_path)), "--jobs", "2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(arguments, text=True, start_new_session=True, **pipes) as command:
+    with subprocess.Popen(arguments, text=True, start_new_session=True, preexec_fn=interruptible, **pipes) as command:
         try:
             while not busy.exists() and command.poll() is None:
                 time.sleep(0.05)
