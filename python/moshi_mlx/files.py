@@ -145,6 +145,16 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content, unless both are the same file.
+
+    Raises:
+        StorageError: disk full, no permission.
+    """
+    with storage_errors(str(target)), suppress(shutil.SameFileError):
+        shutil.copyfile(source, target)
+
+
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Write what a person may want to read, too, whole or not at all.
 

@@ -28,7 +28,7 @@ from .checkpoint.saving import config_to_save, need_floating_point, save_quantiz
 from .cli.download_bar import DownloadBar
 from .cli.options import above_zero, at_least
 from .errors import InputError, MoshiError, StorageError
-from .files import storage_errors, write_json
+from .files import copy_file, make_folder, storage_errors, write_json
 from .lm.cache import KV_BITS
 from .mimi.weights import locate
 from .quality import Divergence
@@ -159,7 +159,7 @@ def _make_folder(folder: Path) -> Path:
     with storage_errors(str(folder)):
         if folder.exists() and not folder.is_dir():
             raise StorageError(f"{folder} is a file. Name a folder, or a .safetensors file for the weights alone.")
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return folder
 
 
@@ -175,13 +175,12 @@ def _complete(files: CheckpointFiles, folder: Path, weights: str) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    if not source.is_dir():
+        copy_file(source, target)
+        return
     with storage_errors(str(target)):
-        if target.exists() and target.samefile(source):
-            return
-        if source.is_dir():
+        if not (target.exists() and target.samefile(source)):
             shutil.copytree(source, target, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(source, target)
 
 
 def _progress(console: Console, what: str = "tensors") -> Progress:

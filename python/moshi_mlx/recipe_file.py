@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.layout import pieces
-from .checkpoint.quantization import _FLOAT_MODES, _GROUP_SIZES, AFFINE_BITS, Quantization, Recipe
+from .checkpoint.quantization import AFFINE_BITS, FLOAT_MODES, GROUP_SIZES, Quantization, Recipe
 from .config import LMConfig
 from .errors import InputError
 from .recipe_search import Budget, Outcome
 
 _KNOWN = (
-    *(Quantization(bits, group_size) for bits in AFFINE_BITS for group_size in _GROUP_SIZES),
-    *(Quantization(*layout, mode) for mode, layout in _FLOAT_MODES.items()),
+    *(Quantization(bits, group_size) for bits in AFFINE_BITS for group_size in GROUP_SIZES),
+    *(Quantization(*layout, mode) for mode, layout in FLOAT_MODES.items()),
 )
 
 
@@ -68,6 +68,6 @@ def _from_json(data: Mapping[str, Any] | None) -> Quantization | None:
     if found is None:
         raise ValueError(
             f"there is no quantization {json.dumps(data)}: bits are {', '.join(map(str, AFFINE_BITS))} in groups of "
-            f"{', '.join(map(str, _GROUP_SIZES))}, or modes {', '.join(_FLOAT_MODES)} with bits and groups of their own"
+            f"{', '.join(map(str, GROUP_SIZES))}, or modes {', '.join(FLOAT_MODES)} with bits and groups of their own"
         )
     return found

@@ -18,8 +18,10 @@ LEVELS: tuple[int | str, ...] = (2, 3, 4, 5, 6, 8, "mxfp4", "nvfp4")
 """What a checkpoint can be quantized to."""
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
-_GROUP_SIZES = (32, 64, 128)
-_FLOAT_MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
+GROUP_SIZES = (32, 64, 128)
+"""Of weights that share a scale and a bias, where the bits are those of `AFFINE_BITS`."""
+FLOAT_MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
+"""Bits and group size of what has a mode of its own."""
 _PACK = 32
 """Weights that are packed together, whatever the group."""
 
@@ -53,8 +55,8 @@ def level(value: int | str) -> Quantization:
         InputError: no such level.
     """
     text = str(value).lower()
-    if text in _FLOAT_MODES:
-        return Quantization(*_FLOAT_MODES[text], text)
+    if text in FLOAT_MODES:
+        return Quantization(*FLOAT_MODES[text], text)
     if text.isdecimal() and int(text) in AFFINE_BITS:
         return Quantization(int(text), 32 if int(text) <= 4 else 64)
     raise InputError(f"Can't quantize to {value!r}; expected one of {', '.join(map(str, LEVELS))}.")
@@ -102,7 +104,7 @@ class Recipe:
         if chosen is None or shape[-1] % max(chosen.group_size, _PACK) == 0:
             return chosen
         if chosen.mode == "affine":
-            smaller = [g for g in _GROUP_SIZES if g < chosen.group_size and shape[-1] % g == 0]
+            smaller = [g for g in GROUP_SIZES if g < chosen.group_size and shape[-1] % g == 0]
             if smaller:
                 return Quantization(chosen.bits, max(smaller))
         return None
@@ -166,10 +168,10 @@ def _infer(header: Header, module: str, shape: tuple[int, ...]) -> Quantization:
     if packed and groups and packed * 32 % columns == 0 and columns % groups == 0:
         bits, group_size = packed * 32 // columns, columns // groups
         if f"{module}.biases" in header.tensors:
-            if bits in AFFINE_BITS and group_size in _GROUP_SIZES:
+            if bits in AFFINE_BITS and group_size in GROUP_SIZES:
                 return Quantization(bits, group_size)
         else:
-            for mode, layout in _FLOAT_MODES.items():
+            for mode, layout in FLOAT_MODES.items():
                 if layout == (bits, group_size):
                     return Quantization(bits, group_size, mode)
     raise CheckpointError(

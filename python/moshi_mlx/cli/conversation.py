@@ -4,13 +4,11 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
-import numpy as np
-
-from ..config import FRAME_RATE, FRAME_SIZE
+from ..config import FRAME_RATE
 from ..errors import MoshiError, StorageError
 from ..session import Frame, Session
 from ..sound import Samples
-from .live_ends import LiveSound
+from .live_ends import SILENCE, LiveSound
 from .live_screen import LiveScreen
 from .live_state import LiveState, level_db
 from .recording import Recording
@@ -18,7 +16,6 @@ from .trace import Trace
 from .transcript import Transcript
 
 _PATIENCE = 0.2  # seconds to wait for a frame before looking at the keys again
-_SILENCE = np.zeros(FRAME_SIZE, np.float32)
 
 
 class Conversation:
@@ -71,7 +68,7 @@ class Conversation:
         if heard is None:
             return
         if self._state.muted:
-            heard = _SILENCE
+            heard = SILENCE
         self._catch_up()
         began = time.perf_counter()
         frame = self.session.step(heard)
@@ -121,7 +118,7 @@ class Conversation:
             self._lost += lost
             self.session.note_dropped(lost)
             self._tell(f"{lost} frames ({lost / FRAME_RATE:.1f} s) of what you said were dropped to catch up.")
-            self._sound.lose(lost)
+            self._sound.skip(lost)
             self._keep(lambda recording: recording.skip(lost))
 
     def _write_down(self, heard: Samples, frame: Frame) -> None:

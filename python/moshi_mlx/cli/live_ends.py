@@ -14,7 +14,8 @@ from .live_state import AudioStatus
 if TYPE_CHECKING:
     from ..audio_io import AudioIO
 
-_SILENCE = np.zeros(FRAME_SIZE, np.float32)
+SILENCE = np.zeros(FRAME_SIZE, np.float32)
+"""A frame in which nobody speaks."""
 
 
 class Finished(Exception):
@@ -133,13 +134,13 @@ class LiveSound:
         """
         passed = self._ear.wait(timeout) if self._ear else self.read(timeout) is not None
         if passed and not self._mouth:
-            self.write(_SILENCE, _SILENCE)
+            self.write(SILENCE, SILENCE)
 
-    def lose(self, frames: int) -> None:
+    def skip(self, frames: int) -> None:
         """Keep a file in the speaker's place in time, where the user's `frames` were lost."""
         if self._mouth:
             for _ in range(frames):
-                self._mouth.write(_SILENCE, _SILENCE)
+                self._mouth.write(SILENCE, SILENCE)
 
     def stats(self) -> dict[str, Any]:
         """Everything that the devices measure; see AudioIO."""

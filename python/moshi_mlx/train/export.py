@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from ..checkpoint import write_half
-from ..files import storage_errors, write_json
+from ..files import copy_file, make_folder, write_json
 from ..lm.weights import export as published_tensors
 from .corpus import known_answers, write_answers
 from .heads import Heads, write_heads
@@ -70,11 +68,9 @@ def write_model(
     Raises:
         StorageError: disk full, no permission.
     """
-    with storage_errors(str(folder)):
-        (folder / "codec").mkdir(parents=True, exist_ok=True)
-        for source, part in ((tokenizer, "tokenizer.model"), (codec / "config.json", "codec/config.json")):
-            with suppress(shutil.SameFileError):
-                shutil.copyfile(source, folder / part)
+    make_folder(folder / "codec")
+    copy_file(tokenizer, folder / "tokenizer.model")
+    copy_file(codec / "config.json", folder / "codec" / "config.json")
     write_half(folder / "model.safetensors", tensors)
     write_half(folder / "codec" / "model.safetensors", codec_weights)
     write_answers(folder / "codec", known_answers(codec).values())
