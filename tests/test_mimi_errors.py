@@ -101,6 +101,18 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path):
         assert part in str(error.value)
 
 
+def test_scales_that_fit_no_weight_are_refused(tmp_path):
+    shutil.copy(GOLDEN / "config.json", tmp_path)
+    tensors = mx.load(str(GOLDEN / "model.safetensors"))
+    module = "downsample.conv.conv.conv"
+    rows, columns, kernel = tensors[f"{module}.weight"].shape
+    tensors[f"{module}.weight"] = mx.zeros((rows, columns * kernel // 4), mx.uint32)
+    tensors[f"{module}.scales"] = tensors[f"{module}.biases"] = mx.zeros((rows, 3))
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+    with pytest.raises(CheckpointError, match=rf"{module}\.weight .* is no quantization of the"):
+        Mimi.load(tmp_path)
+
+
 def test_weights_that_are_no_numbers_are_named(tmp_path):
     shutil.copy(GOLDEN / "config.json", tmp_path)
     tensors = mx.load(str(GOLDEN / "model.safetensors"))

@@ -1,22 +1,31 @@
 """python -m moshi_mlx.quantize: what it writes, and that it writes all of it or nothing."""
 
 import json
+import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from making_checkpoints import random_tensors, small_config, write_checkpoint
 
+import moshi_mlx
 from moshi_mlx.checkpoint import LEVELS, Quantization, check_lm, load_lm, load_lm_tensors, read_header
 from moshi_mlx.config import LMConfig
 from moshi_mlx.config_values import read_config
 from moshi_mlx.errors import StorageError
+from moshi_mlx.mimi import Mimi, expected_tensors
+from moshi_mlx.mimi.weights import locate, quantize_weights
 from moshi_mlx.quantize import main
+from moshi_mlx.sound import load_sound
 
 CONFIG = small_config()
+NANO = Path(moshi_mlx.__file__).parent / "nano"
+SPEECH = Path(__file__).parent / "data" / "spoken" / "hours.wav"
 
 
 @pytest.fixture
@@ -100,6 +109,44 @@ def test_a_model_can_be_quantized_where_it_is_with_its_codec_in_a_folder(codec, 
     assert named_weights(source).name == "model.q8.safetensors"
     load_lm(source)
     assert {path.name: path.read_bytes() for path in (source / codec).iterdir()} == kept
+
+
+def test_a_codec_in_fewer_bits_finds_the_codes_that_it_found(source, tmp_path):
+    shutil.copytree(NANO / "codec", source / "codec")
+    whole = Mimi.load(NANO / "codec")
+    command = [str(source), str(tmp_path / "saved"), "--bits", "8", "--codec-bits", "8"]
+    assert main(command) == 0
+    small = tmp_path / "saved" / read_config(tmp_path / "saved" / "config.json")["mimi_name"]
+    coded = Mimi.load(small)
+    tensors = read_header(small / "model.safetensors").tensors
+    assert tensors["encoder.model.12.conv.conv.weight"].dtype == "U32"
+    assert all(info.dtype == "F16" for name, info in tensors.items() if name.startswith("quantizer."))
+    floats = sum(2 * math.prod(shape) for shape in expected_tensors(whole.config).values())
+    assert sum(info.nbytes for info in tensors.values()) < 0.8 * floats
+    assert coded.config == whole.config
+
+    pcm = mx.array(load_sound(SPEECH))[None, None]
+    codes = whole.encode(pcm)
+    found = coded.encode(pcm)
+    assert mx.mean(found[:, 0] == codes[:, 0]).item() > 0.9
+    assert mx.mean(found[:, 1] == codes[:, 1]).item() > 0.9
+    sound, heard = whole.decode(codes), coded.decode(codes)
+    assert (sound - heard).square().sum().item() < 1e-3 * sound.square().sum().item()
+
+    # Once more, and in its own place.
+    before = {name: mx.array(tensor) for name, tensor in mx.load(str(small / "model.safetensors")).items()}
+    quantize_weights(*locate(small), 8)
+    after = mx.load(str(small / "model.safetensors"))
+    assert before.keys() == after.keys()
+    assert mx.mean(Mimi.load(small).encode(pcm)[:, 0] == codes[:, 0]).item() > 0.9
+
+
+def test_a_codec_in_fewer_bits_needs_one_and_a_place(source, tmp_path, capsys):
+    assert main([str(source), str(tmp_path / "saved"), "--bits", "8", "--codec-bits", "8"]) == 2
+    assert "has no codec" in capsys.readouterr().err
+    assert not (tmp_path / "saved").exists()
+    assert main([str(source), str(tmp_path / "q.safetensors"), "--bits", "8", "--codec-bits", "8"]) == 2
+    assert "--codec-bits goes with a folder" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_model_without_config_gets_one(tmp_path):

@@ -257,12 +257,19 @@ class MimiConfig:
     n_residual_layers: int = 1
     num_heads: int = 8
     num_layers: int = 8
+    encoder_layers: int | None = None
+    """Layers of the encoder's transformer where it has others than the decoder's `num_layers`."""
     context: int = 250
     max_period: float = 10_000.0
     dim_feedforward: int = 2048
     codebook_dim: int = 256
     bins: int = 2048
     n_q: int = 32
+
+    def layers_of(self, transformer: str) -> int:
+        """How many layers a transformer has, by its name in the published layout."""
+        own = self.encoder_layers if transformer == "encoder_transformer" else None
+        return self.num_layers if own is None else own
 
     @property
     def hop(self) -> int:
@@ -308,6 +315,7 @@ class MimiConfig:
             n_residual_layers=get_value(seanet, "n_residual_layers", int, 1),
             num_heads=get_value(transformer, "num_heads", int),
             num_layers=get_value(transformer, "num_layers", int),
+            encoder_layers=get_value(transformer, "encoder_num_layers", int, None),
             context=get_value(transformer, "context", int),
             max_period=float(get_value(transformer, "max_period", (int, float), 10_000.0)),
             dim_feedforward=get_value(transformer, "dim_feedforward", int),

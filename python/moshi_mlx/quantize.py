@@ -30,7 +30,7 @@ from .cli.options import above_zero, at_least
 from .errors import InputError, MoshiError, StorageError
 from .files import copy_file, make_folder, storage_errors, write_json
 from .lm.cache import KV_BITS
-from .mimi.weights import locate
+from .mimi.weights import locate, quantize_weights
 from .quality import Divergence
 from .recipe_file import read_recipe, report_of
 from .recipe_search import DEFAULT_LEVELS, file_budget, search, time_budget
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--levels", default=",".join(map(str, DEFAULT_LEVELS)), help="levels that a search may use (%(default)s)"
     )
+    parser.add_argument("--codec-bits", type=int, choices=(8,), help="store the codec's weights with fewer bits, too")
     parser.add_argument("--steps", type=at_least(1), default=48, help="steps of the streams that a search measures on")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of those streams")
     return parser
@@ -82,9 +83,13 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, console: Console) -> None:
     if (options.bandwidth is None) != (options.target_ms is None):
         raise InputError("--target-ms and --bandwidth go together: milliseconds a step, and GB/s to read weights at.")
+    if options.codec_bits is not None and options.destination.endswith(".safetensors"):
+        raise InputError("--codec-bits goes with a folder for a complete model; this is a file for its weights alone.")
     if options.kv_bits is not None and options.target_ms is None:
         raise InputError("--kv-bits goes with --target-ms, which counts the cache; the weights don't depend on it.")
     files = resolve(options.source, progress=DownloadBar)
+    if options.codec_bits is not None and files.mimi is None:
+        raise InputError(f"{options.source} has no codec that --codec-bits could be for.")
     file = check_lm(files.need("lm"), files.lm_config)
     need_floating_point(file)
     destination = Path(options.destination).expanduser()
@@ -98,6 +103,9 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         size = save_quantized(file, weights, recipe, lambda done, total: bar.update(task, completed=done, total=total))
     if weights != destination:
         _complete(files, destination, name)
+        if options.codec_bits is not None:
+            assert files.mimi is not None
+            quantize_weights(*locate(destination / files.mimi.name), options.codec_bits)
     if report is not None:
         write_json(weights.with_name("recipe.json"), report)
     console.print(_summary(file, recipe))

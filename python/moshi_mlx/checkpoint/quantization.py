@@ -196,6 +196,22 @@ def quantize_weight(weight: mx.array, how: Quantization) -> dict[str, mx.array]:
     return result
 
 
+def dequantize_weight(parts: Mapping[str, mx.array], how: Quantization, dtype: mx.Dtype) -> mx.array:
+    """A matrix [rows, columns] from what `quantize_weight` gives."""
+    scales, biases = parts["scales"], parts.get("biases")
+    if how.mode == "affine":
+        scales = scales.astype(dtype)
+    return mx.dequantize(
+        parts["weight"],
+        scales,
+        None if biases is None else biases.astype(dtype),
+        how.group_size,
+        how.bits,
+        how.mode,
+        dtype=dtype,
+    )
+
+
 def bytes_of(shape: tuple[int, ...], how: Quantization | None) -> int:
     """Bytes that a tensor of `shape` takes in a file, in bfloat16 if not quantized."""
     return math.ceil(math.prod(shape) * (how.bits_per_weight if how else 16) / 8)

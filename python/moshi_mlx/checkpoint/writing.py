@@ -61,13 +61,16 @@ def write_safetensors(
 
 
 def write_half(path: str | Path, tensors: Mapping[str, mx.array], metadata: Mapping[str, str] | None = None) -> int:
-    """Write tensors in float16, `metadata` beside them; returns the file's size in bytes.
+    """Write tensors, those of floats in float16, `metadata` beside them; returns the file's size in bytes.
 
     Raises:
         StorageError: as `write_safetensors`.
     """
-    halves = {name: array.astype(mx.float16) for name, array in tensors.items()}
-    specs = {name: TensorSpec(tuple(array.shape), "F16") for name, array in halves.items()}
+    halves = {
+        name: array.astype(mx.float16) if mx.issubdtype(array.dtype, mx.floating) else array
+        for name, array in tensors.items()
+    }
+    specs = {name: TensorSpec(tuple(array.shape), DTYPE_NAMES[array.dtype]) for name, array in halves.items()}
     return write_safetensors(path, specs, iter(halves.items()), metadata)
 
 

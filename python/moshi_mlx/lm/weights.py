@@ -77,6 +77,7 @@ def build(
         CheckpointError: tensors that are stacked here are quantized in different ways, or some hold NaN or infinity.
     """
     from ..checkpoint.check import check_finite
+    from ..checkpoint.quantization import dequantize_weight
 
     quantization = quantization or {}
     precision = precision or choose_precision(tensors, quantization)
@@ -95,7 +96,7 @@ def build(
             _replace(model, module_name, _quantized(modules[module_name], how, parts))
             continue
         if how is not None:
-            parts = {"weight": _unpack(parts, how, precision.dtype)}
+            parts = {"weight": dequantize_weight(parts, how, precision.dtype)}
         parts = {leaf: array.astype(precision.dtype) for leaf, array in parts.items()}
         mx.eval(parts)  # now, so that memory holds the sources of one module at a time
         weights += [(f"{module_name}.{leaf}", array) for leaf, array in parts.items()]
@@ -142,21 +143,6 @@ def _common_how(names: Sequence[str], quantization: Mapping[str, Quantization]) 
             "Quantize the model again with `python -m moshi_mlx.quantize`."
         )
     return quantization.get(names[0])
-
-
-def _unpack(parts: Mapping[str, mx.array], how: Quantization, dtype: mx.Dtype) -> mx.array:
-    scales, biases = parts["scales"], parts.get("biases")
-    if how.mode == "affine":
-        scales = scales.astype(dtype)
-    return mx.dequantize(
-        parts["weight"],
-        scales,
-        None if biases is None else biases.astype(dtype),
-        how.group_size,
-        how.bits,
-        how.mode,
-        dtype=dtype,
-    )
 
 
 def _quantized(module: Any, how: Quantization, parts: Mapping[str, mx.array]) -> nn.Module:

@@ -125,7 +125,8 @@ class Transformer:
     def __init__(self, tensors: Mapping[str, mx.array], prefix: str, config: MimiConfig):
         self.config = config
         self.blocks = [
-            Block(tensors, f"{prefix}.transformer.layers.{i}", config.num_heads) for i in range(config.num_layers)
+            Block(tensors, f"{prefix}.transformer.layers.{i}", config.num_heads)
+            for i in range(config.layers_of(prefix))
         ]
         self.rotary = Rotary(config.dimension // config.num_heads, config.max_period)
         self.dtype = self.blocks[0].in_proj.dtype if self.blocks else mx.float32

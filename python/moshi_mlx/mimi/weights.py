@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -66,7 +68,7 @@ def _seanet(c: MimiConfig) -> dict[str, tuple[int, ...]]:
 def _transformer(prefix: str, c: MimiConfig) -> dict[str, tuple[int, ...]]:
     D, hidden = c.dimension, c.dim_feedforward
     shapes: dict[str, tuple[int, ...]] = {}
-    for i in range(c.num_layers):
+    for i in range(c.layers_of(prefix)):
         layer = f"{prefix}.transformer.layers.{i}"
         for norm in ("norm1", "norm2"):
             shapes |= {f"{layer}.{norm}.weight": (D,), f"{layer}.{norm}.bias": (D,)}
@@ -117,25 +119,75 @@ def locate(where: str | Path) -> tuple[Path, MimiConfig]:
 def read_weights(path: Path, config: MimiConfig) -> dict[str, mx.array]:
     """Every tensor of a codec's file, checked by name, shape and type before anything is read, then for NaN.
 
+    Quantized ones come in float32.
+
     Raises:
         CheckpointError: not a safetensors file, cut off, not a codec of this shape, or one with NaN or infinity.
     """
     from ..checkpoint import TensorSpec, check_tensors, open_tensors, read_header
     from ..checkpoint.check import check_finite
+    from ..checkpoint.quantization import dequantize_weight, quantized_specs, read_quantization
 
-    found = read_header(path).tensors
+    header = read_header(path)
     shapes = expected_tensors(config)
-    stored = {name: _as_saved_now(name) for name in shapes} if any(map(_SAVED_NOW.search, found)) else {}
+    saved_now = any(map(_SAVED_NOW.search, header.tensors))
+    stored = {_as_saved_now(name) if saved_now else name: name for name in shapes}
+    matrices = {name: rows for name, ours in stored.items() if (rows := _matrix(ours, shapes[ours])) is not None}
+    quantization = read_quantization(header, matrices)
+    specs: dict[str, TensorSpec] = {}
+    for name, ours in stored.items():
+        how = quantization.get(module := name.removesuffix(".weight"))
+        specs |= quantized_specs(module, matrices[name], how) if how else {name: TensorSpec(shapes[ours])}
     check_tensors(
-        {stored.get(name, name): TensorSpec(shape) for name, shape in shapes.items()},
-        found,
+        specs,
+        header.tensors,
         path,
         optional=[name for name in shapes if name.endswith("._initialized")],
         what="a Mimi codec of the expected shape",
     )
     tensors = open_tensors(path)
     check_finite(tensors, str(path))
-    return {name: tensors[stored[name]] for name in shapes if stored[name] in tensors} if stored else tensors
+    result = {ours: tensors[name] for name, ours in stored.items() if name in tensors}
+    for module, how in quantization.items():
+        parts = {part: tensors[f"{module}.{part}"] for part in _PARTS if f"{module}.{part}" in tensors}
+        ours = stored[f"{module}.weight"]
+        result[ours] = dequantize_weight(parts, how, mx.float32).reshape(shapes[ours])
+    return result
+
+
+def quantize_weights(path: Path, config: MimiConfig, bits: int) -> None:
+    """Write a codec's file anew: convolutions and transformers in `bits`, all else in float16.
+
+    What codes are found by, the codebooks and their projections, stays as it is.
+
+    Raises:
+        CheckpointError: as `read_weights`.
+        StorageError: disk full, no permission.
+    """
+    from ..checkpoint import Quantization, write_half
+    from ..checkpoint.quantization import quantize_weight
+
+    result: dict[str, mx.array] = {}
+    for name, tensor in read_weights(path, config).items():
+        matrix = _matrix(name, tensor.shape)
+        group = next((size for size in (64, 32) if matrix is not None and matrix[1] % size == 0), None)
+        if matrix is None or group is None:
+            result[name] = tensor
+            continue
+        parts = quantize_weight(tensor.astype(mx.float32).reshape(matrix), Quantization(bits, group))
+        result |= {f"{name.removesuffix('.weight')}.{part}": array for part, array in parts.items()}
+    write_half(path, result)
+
+
+_PARTS = ("weight", "scales", "biases")
+"""What stands for a quantized tensor."""
+
+
+def _matrix(name: str, shape: Sequence[int]) -> tuple[int, int] | None:
+    """Rows and columns of what may be quantized, a convolution's kernel in one with its inputs; None for all else."""
+    if name.startswith("quantizer.") or not name.endswith(".weight") or len(shape) < 2:
+        return None
+    return shape[0], math.prod(shape[1:])
 
 
 def _as_saved_now(name: str) -> str:

@@ -1,6 +1,7 @@
 """`python -m moshi_mlx.train {lm,codec} CONFIG`: train a language model on a corpus, or fit a codec to its voices.
 
-`python -m moshi_mlx.train mean FOLDER ... --out FOLDER` takes the mean of models that started from the same weights.
+`python -m moshi_mlx.train mean FOLDER ... --out FOLDER` takes the mean of models that started from the same weights,
+`python -m moshi_mlx.train grow FOLDER --out FOLDER` gives a model layers that learn what it has no room for.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..files import make_folder
 from .codec import CodecTrainer
 from .config import Config
 from .export import export
+from .growing import grow
 from .joint import JointTrainer
 from .lm import Trainer
 from .mean import mean
@@ -57,10 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     means = commands.add_parser("mean", help="the mean of models that started from the same weights")
     means.add_argument("folders", type=Path, nargs="+", help="their folders; named twice, one counts twice")
     means.add_argument("--out", type=Path, required=True, help="write the result, complete, into this folder")
+    grows = commands.add_parser("grow", help="a model with more layers, which computes what it did until they learn")
+    grows.add_argument("folder", type=Path, help="its folder")
+    grows.add_argument("--layers", type=at_least(1), help="of the temporal transformer, instead of as many as it has")
+    grows.add_argument(
+        "--encoder-layers", type=at_least(1), help="of the codec's encoder, instead of as many as it has"
+    )
+    grows.add_argument("--out", type=Path, required=True, help="write the result, complete, into this folder")
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        {"codec": _train_codec, "lm": _train_lm, "mean": _mean}[options.command](options, console)
+        {"codec": _train_codec, "grow": _grow, "lm": _train_lm, "mean": _mean}[options.command](options, console)
     except MoshiError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return error.exit_code
@@ -96,6 +105,11 @@ def _train_lm(options: argparse.Namespace, console: Console) -> None:
 def _mean(options: argparse.Namespace, console: Console) -> None:
     mean(options.folders, options.out)
     _say_where(options.out, console)
+
+
+def _grow(options: argparse.Namespace, console: Console) -> None:
+    grow(options.folder, options.out, options.layers, options.encoder_layers)
+    console.print(f"model in {options.out}; a run from it needs its layers as 'num_layers' under 'model'")
 
 
 def _say_where(out: Path, console: Console) -> None:

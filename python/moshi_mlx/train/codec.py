@@ -324,6 +324,8 @@ class CodecRun(ABC, Generic[BatchT, PassT]):
         write_half(folder / "model.safetensors", {n: a for n, a in tensors.items() if not n.startswith(f"{TEACHER}.")})
         about = codec_shape(self.config.codec)
         about["transformer"] |= {"num_layers": self.shape.num_layers, "context": self.shape.context}
+        if self.shape.encoder_layers is not None:
+            about["transformer"]["encoder_num_layers"] = self.shape.encoder_layers
         write_json(folder / "config.json", about)
         write_answers(folder, self.lasting_answers())
 

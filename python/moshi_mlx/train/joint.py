@@ -46,7 +46,8 @@ _FIRST = 10_000
 """The first frame's number: all below are codes."""
 _SLOWLY = 0.25
 """Of the optimizer's steps in the language model, how long the encoder's are: its codes are to stay near their
-meaning."""
+meaning. Layers that add nothing yet (`grow`) take whole ones."""
+_LAYER = "encoder_transformer.transformer.layers."
 _COMMITMENT = 0.5
 """What it counts how far latents are from what they found, as a share of their size."""
 _VARIED = 0.6
@@ -82,12 +83,14 @@ class JointTrainee(Trainee):
         self._books = [mx.array(book) for book in codebooks(tensors)[:user_codebooks]]
         self._quantizer = {name: tensor for name, tensor in tensors.items() if name.startswith("quantizer.")}
         self.encoder = {name.replace(".", "/"): mx.zeros_like(tensor) for name, tensor in self._before.items()}
+        new = [f"{_LAYER}{i}." for i in range(codec.layers_of("encoder_transformer")) if _adds_nothing(tensors, i)]
+        self._pace = {name: 1.0 if name.startswith(tuple(new)) else _SLOWLY for name in self._before}
         # A compiled step may refer to nothing that is still to be computed.
         mx.eval(self._before, self._books, self._quantizer, self.encoder)
 
     def moved(self, encoder: Mapping[str, mx.array]) -> Tensors:
         """The encoder's tensors, by the codec's names, where `encoder` says how far each has moved."""
-        return {name: tensor + _SLOWLY * encoder[name.replace(".", "/")] for name, tensor in self._before.items()}
+        return {name: x + self._pace[name] * encoder[name.replace(".", "/")] for name, x in self._before.items()}
 
     def encoding(self, features: mx.array) -> Encoding:
         """What the encoder makes of features [B, T, 2 C], two steps of the convolutions a frame."""
@@ -145,6 +148,11 @@ class JointTrainee(Trainee):
             result.append(made)
             left = left - found
         return result, apart + _share(left, whole)
+
+
+def _adds_nothing(tensors: Mapping[str, mx.array], layer: int) -> bool:
+    outputs = [tensors[f"{_LAYER}{layer}.{name}.weight"] for name in ("self_attn.out_proj", "linear2")]
+    return not any(np.array(tensor).any() for tensor in outputs)
 
 
 def _share(left: mx.array, whole: mx.array) -> mx.array:

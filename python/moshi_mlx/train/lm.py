@@ -64,9 +64,6 @@ _HEADS = ("heard", "asked")
 _HEADS_RATE = 2e-3
 """Learning rate of the auxiliary heads while they learn alone."""
 
-_BLOCK_OUTPUTS = ("self_attn.out_proj.weight", "gating.linear_out.weight", "gating.linear2.weight")
-"""What a block of a transformer adds to its input comes out of these, the last one where its MLP has no gate."""
-
 Update = Callable[..., tuple[dict[str, mx.array], mx.array]]
 """A step of the optimizer on a batch's arrays: the losses and the gradient's norm."""
 
@@ -78,9 +75,8 @@ class Trainer:
 
     Args:
         config: the run.
-        init: weights to start from, a checkpoint in the published layout (fine-tuning). Its temporal transformer may
-            have fewer layers than the configured model (`grow`), and it may hear more of the user's codebooks, which
-            are left out.
+        init: weights to start from, a checkpoint in the published layout (fine-tuning). It may hear more of the user's
+            codebooks than the configured model, which are left out.
 
     Raises:
         CheckpointError: no codec there, or a damaged corpus.
@@ -187,22 +183,18 @@ class Trainer:
     def _start_from(self, folder: Path) -> None:
         files = resolve(folder, parts=["lm", "mimi", "tokenizer"])
         ours = self.lm_config
-        theirs = replace(files.lm_config, num_layers=ours.num_layers, n_q=ours.n_q, delays=ours.delays)
+        theirs = replace(files.lm_config, n_q=ours.n_q, delays=ours.delays)
         # What Moshi says, and the user's semantic codes.
         same = 2 + ours.dep_q
-        if (
-            theirs != ours
-            or files.lm_config.num_layers > ours.num_layers
-            or files.lm_config.delays[:same] != ours.delays[:same]
-        ):
+        if theirs != ours or files.lm_config.delays[:same] != ours.delays[:same]:
             raise ConfigError(
-                f"{folder} holds a model of another shape than the configuration's 'model', which may only have more "
-                "layers, or hear more or fewer codebooks."
+                f"{folder} holds a model of another shape than the configuration's 'model', which may only hear more "
+                "or fewer codebooks. `python -m moshi_mlx.train grow` gives a model more layers."
             )
         tokens, used = files.tokenizer, self.config.work / "tokenizer.model"
         if tokens is not None and tokens.read_bytes() != used.read_bytes():
             raise ConfigError(f"{folder} writes with other tokens than {used}: copy {tokens} there.")
-        weights = grow(dict(_flat(unpacked(files).parameters())), files.lm_config.num_layers, ours.num_layers)
+        weights = dict(_flat(unpacked(files).parameters()))
         weights["audio_emb.weight"] = self._heard(weights["audio_emb.weight"])
         for name in weights:
             if is_output_layer(name):
@@ -444,28 +436,6 @@ def unpacked(files: CheckpointFiles) -> LMModel:
     """
     tensors, quantization = load_lm_tensors(files.need("lm"), files.lm_config)
     return build(files.lm_config, tensors, quantization, Precision(mx.float32, unpack=True), consume=True)
-
-
-def grow(weights: dict[str, mx.array], layers: int, wanted: int) -> dict[str, mx.array]:
-    """Weights of a language model whose temporal transformer has `wanted` layers and computes what its `layers` do.
-
-    The new ones are spread evenly, the last one on top: copies of the layers before them, with outputs of zero. They
-    look at what is known to be worth looking at, and learn what to make of it.
-
-    Source: Wu et al. 2024, "LLaMA Pro: Progressive LLaMA with Block Expansion".
-    """
-    prefix = "transformer.layers."
-    grown = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}
-    origins = [layers - 1 - (wanted - 1 - i) * layers // wanted for i in range(wanted)]
-    for i, origin in enumerate(origins):
-        copied = i > 0 and origin == origins[i - 1]
-        start = f"{prefix}{origin}."
-        for name, tensor in weights.items():
-            if name.startswith(start):
-                own = name.removeprefix(start)
-                silent = copied and own in _BLOCK_OUTPUTS
-                grown[f"{prefix}{i}.{own}"] = mx.zeros_like(tensor) if silent else tensor
-    return grown
 
 
 def is_output_layer(name: str) -> bool:

@@ -435,17 +435,21 @@ class SemanticTrainer(CodecRun[Batch, tuple[mx.array, mx.array]]):
 
         The scales of the encoder's layers, small ones, become part of their weights: there they move faster.
         """
-        for i in range(self.shape.num_layers):
+        heard = self.shape.layers_of("encoder_transformer")
+        for i in range(heard):
             layer = f"encoder_transformer.transformer.layers.{i}"
             for k, last in enumerate(("self_attn.out_proj", "linear2"), 1):
                 scale = self.free[f"{layer}.layer_scale_{k}.scale"]
                 weight = f"{layer}.{last}.weight"
                 self.free[weight] = self.free[weight] * scale[:, None]
                 self.free[f"{layer}.layer_scale_{k}.scale"] = mx.ones_like(scale)
-        for i in range(self.shape.num_layers, layers):
+        for i in range(heard, layers):
             self.free |= _layer(f"encoder_transformer.transformer.layers.{i}", self.shape, 0.0)
+        for i in range(self.shape.num_layers, layers):
             self.fixed |= _layer(f"decoder_transformer.transformer.layers.{i}", self.shape, 0.0)
         self.shape = replace(self.shape, num_layers=max(layers, self.shape.num_layers))
+        if self.shape.encoder_layers is not None:
+            self.shape = replace(self.shape, encoder_layers=max(layers, heard))
 
     # Batches.
 
