@@ -47,7 +47,7 @@ def test_a_grown_model_starts_as_the_smaller_one(tmp_path: Path, capsys: pytest.
     before, after = tmp_path / "model", tmp_path / "grown"
     export(trainer, before, averaged=False)
     coded = Mimi.load(before / "codec")
-    deeper = coded.config.num_layers + 3
+    deeper = coded.config.layers_of("encoder_transformer") + 3
     assert main(["grow", str(before), "--layers", str(layers + 1), "--encoder-layers", str(deeper), "--out",
                  str(after)]) == 0  # fmt: skip
     assert "num_layers" in capsys.readouterr().out
@@ -94,7 +94,7 @@ def test_new_layers_of_the_encoder_learn_at_once(tmp_path: Path):
     for step in range(3):
         trainer._update(*trainer.batch(step).arrays())
     trained = trainer.trainee.moved(trainer.trainee.encoder)
-    new, old = (f"encoder_transformer.transformer.layers.{i}.linear2.weight" for i in (has, has - 1))
+    new, old = (f"encoder_transformer.transformer.layers.{i}.linear2.weight" for i in (has, 0))
     before = trainer.trainee._before
     assert not np.array(before[new]).any()
     steps = [np.abs(np.array(trained[name] - before[name])).mean() for name in (new, old)]

@@ -21,7 +21,7 @@ from moshi_mlx.layers import can_compile
 from moshi_mlx.train.__main__ import main
 from moshi_mlx.train.config import Config
 from moshi_mlx.train.conversation import END_OF_PADDING, PADDING
-from moshi_mlx.train.corpus import read_corpus, write_shard
+from moshi_mlx.train.corpus import codec_tensors, read_corpus, write_shard
 from moshi_mlx.train.export import export
 from moshi_mlx.train.heads import Head, mean_heads, read_heads, write_heads
 from moshi_mlx.train.lm import Trainer
@@ -401,7 +401,7 @@ def test_what_a_checkpoint_knew_of_another_codecs_codes_is_forgotten(corpus: Pat
     for part in trainer.model.lm.depformer.slices:
         part.linear_out.weight = 2 * part.linear_out.weight
     export(trainer, tmp_path / "model", averaged=False)
-    tensors = mx.load(str(NANO / "codec" / "model.safetensors"))
+    tensors = codec_tensors(NANO / "codec")
     book = f"quantizer.rvq_{layer}._codebook"
     others = {f"{book}.{part}": tensors[f"{book}.{part}"][::-1] for part in ("embedding_sum", "cluster_usage")}
     shutil.copytree(NANO / "codec", tmp_path / "taught")

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import moshi_mlx
 from moshi_mlx.train.config import Config
-from moshi_mlx.train.corpus import Utterance, write_shard
+from moshi_mlx.train.corpus import Utterance, codec_tensors, write_shard
 from moshi_mlx.train.data import prepare
 from moshi_mlx.train.lm import Trainer
 from moshi_mlx.train.progress import Progress
@@ -108,7 +108,7 @@ def utterance(text: str, group: str, name: str, split: str, lead: int = 2, tail:
 def altered_codec(folder: Path, name: str, change: Callable[[mx.array], mx.array]) -> Path:
     """A copy of nano's codec, in `folder`, with one tensor changed."""
     shutil.copytree(NANO / "codec", folder)
-    tensors = mx.load(str(NANO / "codec" / "model.safetensors"))
+    tensors = codec_tensors(NANO / "codec")
     mx.save_safetensors(str(folder / "model.safetensors"), {**tensors, name: change(tensors[name])})
     return folder
 

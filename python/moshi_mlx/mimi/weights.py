@@ -119,7 +119,7 @@ def locate(where: str | Path) -> tuple[Path, MimiConfig]:
 def read_weights(path: Path, config: MimiConfig) -> dict[str, mx.array]:
     """Every tensor of a codec's file, checked by name, shape and type before anything is read, then for NaN.
 
-    Quantized ones come in float32.
+    Quantized ones come in float16, as what is trained on from there is written.
 
     Raises:
         CheckpointError: not a safetensors file, cut off, not a codec of this shape, or one with NaN or infinity.
@@ -151,7 +151,7 @@ def read_weights(path: Path, config: MimiConfig) -> dict[str, mx.array]:
     for module, how in quantization.items():
         parts = {part: tensors[f"{module}.{part}"] for part in _PARTS if f"{module}.{part}" in tensors}
         ours = stored[f"{module}.weight"]
-        result[ours] = dequantize_weight(parts, how, mx.float32).reshape(shapes[ours])
+        result[ours] = dequantize_weight(parts, how, mx.float32).reshape(shapes[ours]).astype(mx.float16)
     return result
 
 
