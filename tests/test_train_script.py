@@ -184,7 +184,10 @@ def test_a_number_that_yaml_takes_for_a_text_is_named(tmp_path: Path):
         ("steps: 40", "weights: 3", "'weights: 3' is no table"),
         ("train: ", "codec_training: {parts: decodr}\ntrain: ", "'parts: decodr' is none of decoder, all"),
         ("dep_q: 8", "", "'model' has no whole numbers"),
-        ("model:", "model: null\nothers:", "'model' has no whole numbers"),
+        ("model:", "model: null\nhearing:", "'model' has no whole numbers"),
+        ("model:", "trian: {}\nmodel:", r"unknown trian .known: .* semantic_training, train, work"),
+        ("save: 20", "save: 0", "'save: 0' is less than one"),
+        ("evaluate: 1000", "evaluate: 0", "'evaluate: 0' is less than one"),
     ],
 )
 def test_what_a_configuration_cannot_say_is_named(tmp_path: Path, before: str, after: str, said: str):

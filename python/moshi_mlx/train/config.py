@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -304,6 +304,7 @@ class Config:
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"{path} can't be read as YAML: {error}") from error
         try:
+            _refuse_unknown(content, [one.name for one in fields(cls)])
             model = content["model"]
             if not isinstance(model, Mapping) or not all(isinstance(model.get(key), int) for key in ("n_q", "dep_q")):
                 raise TypeError("'model' has no whole numbers as 'n_q' and 'dep_q'")
@@ -323,6 +324,10 @@ class Config:
             return config
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{path}: {error}. See moshi_mlx/nano/train.yaml for a configuration.") from error
+
+
+_COUNTS = ("steps", "batch", "drill_batch", "save", "evaluate", "shard", "text_card", "recodings")
+"""Settings of which there is at least one."""
 
 
 def _section(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -346,6 +351,8 @@ def _check(key: str, value: Any, kind: Any) -> None:
     parts, said = get_args(kind), f"'{key}: {value}' is"
     if kind in (int, float) and not isinstance(value, (int, float)):
         raise TypeError(f"{said} no number (YAML takes 1e-3 for a text, 1.0e-3 for a number)")
+    if key in _COUNTS and value < 1:
+        raise TypeError(f"{said} less than one")
     if kind is str and not isinstance(value, str):
         raise TypeError(f"{said} no text")
     if get_origin(kind) is Literal and value not in parts:
