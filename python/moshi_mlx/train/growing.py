@@ -35,8 +35,8 @@ def grow(folder: Path, out: Path, layers: int | None = None, encoder_layers: int
         encoder_layers: of the transformer in the codec's encoder; as many as it has.
 
     Raises:
-        CheckpointError: the folder lacks a part, or its files are damaged.
-        ConfigError: it has more layers already, or its codec is in no folder of its own.
+        CheckpointError: the folder lacks a part, its codec is in no folder of its own, or its files are damaged.
+        ConfigError: it has more layers already.
         StorageError: disk full, no permission.
     """
     files = resolve(folder, parts=["lm", "mimi", "tokenizer"])

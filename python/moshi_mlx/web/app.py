@@ -53,7 +53,7 @@ class PortError(MoshiError):
             error = socket.gaierror(socket.EAI_NONAME, "This is no host's name")
         elsewhere = isinstance(error, socket.gaierror) or getattr(error, "errno", None) == errno.EADDRNOTAVAIL
         option = "--host" if elsewhere else "--port"
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).removesuffix(".")
         return cls(f"The server can't listen at {host}:{port}: {reason}. Choose another {option}.")
 
 
