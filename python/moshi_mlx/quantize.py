@@ -74,7 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--levels", default=",".join(map(str, DEFAULT_LEVELS)), help="levels that a search may use (%(default)s)"
     )
-    parser.add_argument("--codec-bits", type=int, choices=(8,), help="store the codec's weights with fewer bits, too")
+    parser.add_argument(
+        "--codec-bits", type=int, choices=(8,),
+        help="store the codec's weights with fewer bits, too, for this package alone: others read whole ones only",
+    )  # fmt: skip
     parser.add_argument("--steps", type=at_least(1), default=48, help="steps of the streams that a search measures on")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of those streams")
     return parser
