@@ -86,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, console: Console) -> None:
     if (options.bandwidth is None) != (options.target_ms is None):
         raise InputError("--target-ms and --bandwidth go together: milliseconds a step, and GB/s to read weights at.")
-    if options.codec_bits is not None and options.destination.endswith(".safetensors"):
+    destination = Path(options.destination).expanduser()
+    alone = destination.suffix == ".safetensors"
+    if options.codec_bits is not None and alone:
         raise InputError("--codec-bits goes with a folder for a complete model; this is a file for its weights alone.")
     if options.kv_bits is not None and options.target_ms is None:
         raise InputError("--kv-bits goes with --target-ms, which counts the cache; the weights don't depend on it.")
@@ -95,20 +97,16 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         raise InputError(f"{options.source} has no codec that --codec-bits could be for.")
     file = check_lm(files.need("lm"), files.lm_config)
     need_floating_point(file)
-    destination = Path(options.destination).expanduser()
     if files.mimi is not None and destination.exists() and destination.samefile(files.mimi):
         raise InputError(f"{destination} is the model's codec. Name another folder for the weights.")
     recipe, report = _chosen(options, files, file, console)
     name = weights_name(recipe)
-    weights = destination if destination.suffix == ".safetensors" else _make_folder(destination) / name
+    weights = destination if alone else _make_folder(destination) / name
     with _progress(console) as bar:
         task = bar.add_task(f"Quantizing {file.path.name}", total=None)
         size = save_quantized(file, weights, recipe, lambda done, total: bar.update(task, completed=done, total=total))
-    if weights != destination:
-        _complete(files, destination, name)
-        if options.codec_bits is not None:
-            assert files.mimi is not None
-            quantize_weights(*locate(destination / files.mimi.name), options.codec_bits)
+    if not alone:
+        _complete(files, destination, name, options.codec_bits)
     if report is not None:
         write_json(weights.with_name("recipe.json"), report)
     console.print(_summary(file, recipe))
@@ -174,7 +172,7 @@ def _make_folder(folder: Path) -> Path:
     return folder
 
 
-def _complete(files: CheckpointFiles, folder: Path, weights: str) -> None:
+def _complete(files: CheckpointFiles, folder: Path, weights: str, codec_bits: int | None) -> None:
     """Put the rest of a model beside its new weights: codec, tokenizer, and a config.json that names them all."""
     config = {**config_to_save(files.config, files.lm_config), "moshi_name": weights}
     for key, path in (("mimi_name", files.mimi), ("tokenizer_name", files.tokenizer)):
@@ -182,6 +180,8 @@ def _complete(files: CheckpointFiles, folder: Path, weights: str) -> None:
         if path is not None:
             config[key] = path.name
             _copy(path, folder / path.name)
+            if key == "mimi_name" and codec_bits is not None:
+                quantize_weights(*locate(folder / path.name), codec_bits)
     write_json(folder / "config.json", config)
 
 

@@ -62,6 +62,14 @@ def level(value: int | str) -> Quantization:
     raise InputError(f"Can't quantize to {value!r}; expected one of {', '.join(map(str, LEVELS))}.")
 
 
+def fitting(chosen: Quantization, columns: int) -> Quantization | None:
+    """What comes nearest to `chosen` for rows of so many weights: smaller groups; None where no group divides them."""
+    if columns % max(chosen.group_size, _PACK) == 0:
+        return chosen
+    smaller = [g for g in GROUP_SIZES if g < chosen.group_size and columns % g == 0]
+    return Quantization(chosen.bits, max(smaller)) if chosen.mode == "affine" and smaller else None
+
+
 KINDS = ("attention", "mlp", "depformer", "embeddings", "heads")
 """Kinds of tensors that a recipe tells apart."""
 
@@ -101,13 +109,7 @@ class Recipe:
         if kind is None:
             return None
         chosen = self.modules.get(module, self.kinds.get(kind, self.default))
-        if chosen is None or shape[-1] % max(chosen.group_size, _PACK) == 0:
-            return chosen
-        if chosen.mode == "affine":
-            smaller = [g for g in GROUP_SIZES if g < chosen.group_size and shape[-1] % g == 0]
-            if smaller:
-                return Quantization(chosen.bits, max(smaller))
-        return None
+        return None if chosen is None else fitting(chosen, shape[-1])
 
     @classmethod
     def parse(cls, value: int | str | Recipe) -> Recipe:

@@ -149,7 +149,8 @@ def read_weights(path: Path, config: MimiConfig) -> dict[str, mx.array]:
     check_finite(tensors, str(path))
     result = {ours: tensors[name] for name, ours in stored.items() if name in tensors}
     for module, how in quantization.items():
-        parts = {part: tensors[f"{module}.{part}"] for part in _PARTS if f"{module}.{part}" in tensors}
+        names = quantized_specs(module, matrices[f"{module}.weight"], how)
+        parts = {name.removeprefix(f"{module}."): tensors[name] for name in names}
         ours = stored[f"{module}.weight"]
         result[ours] = dequantize_weight(parts, how, mx.float32).reshape(shapes[ours]).astype(mx.float16)
     return result
@@ -164,23 +165,19 @@ def quantize_weights(path: Path, config: MimiConfig, bits: int) -> None:
         CheckpointError: as `read_weights`.
         StorageError: disk full, no permission.
     """
-    from ..checkpoint import Quantization, write_half
-    from ..checkpoint.quantization import quantize_weight
+    from ..checkpoint import write_half
+    from ..checkpoint.quantization import fitting, level, quantize_weight
 
     result: dict[str, mx.array] = {}
     for name, tensor in read_weights(path, config).items():
         matrix = _matrix(name, tensor.shape)
-        group = next((size for size in (64, 32) if matrix is not None and matrix[1] % size == 0), None)
-        if matrix is None or group is None:
+        how = None if matrix is None else fitting(level(bits), matrix[1])
+        if matrix is None or how is None:
             result[name] = tensor
             continue
-        parts = quantize_weight(tensor.astype(mx.float32).reshape(matrix), Quantization(bits, group))
+        parts = quantize_weight(tensor.astype(mx.float32).reshape(matrix), how)
         result |= {f"{name.removesuffix('.weight')}.{part}": array for part, array in parts.items()}
     write_half(path, result)
-
-
-_PARTS = ("weight", "scales", "biases")
-"""What stands for a quantized tensor."""
 
 
 def _matrix(name: str, shape: Sequence[int]) -> tuple[int, int] | None:
