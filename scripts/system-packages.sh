@@ -32,8 +32,9 @@ as_root() {
     fi
 }
 
+# A fresh machine often updates itself just then: apt-get waits for that, five minutes at most.
 apt_install() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" </dev/null
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends "$@" </dev/null
 }
 
 say_rust() {
