@@ -29,9 +29,8 @@ install_debian() {
     say "installing rustc-web, cargo-web and rust-web-src"
     packages="rustc-web cargo-web rust-web-src"
     # shellcheck disable=SC2086
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends $packages </dev/null ||
-        { $as_root apt-get update -q && $as_root env DEBIAN_FRONTEND=noninteractive \
-            apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends $packages </dev/null; }
+    $as_root scripts/apt-install.sh $packages ||
+        { $as_root apt-get update -q </dev/null && $as_root scripts/apt-install.sh $packages; }
 }
 
 if [ "$(uname -s)" = Darwin ]; then

@@ -32,10 +32,7 @@ as_root() {
     fi
 }
 
-# A fresh machine often updates itself just then: apt-get waits for that, five minutes at most.
-apt_install() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends "$@" </dev/null
-}
+apt_install() { as_root "$(dirname "$0")/apt-install.sh" "$@"; }
 
 say_rust() {
     echo "Rust $RUST_NEEDED or newer is needed (cargo and rustc). Install it from https://rustup.rs, then run make again." >&2

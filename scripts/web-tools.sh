@@ -16,8 +16,7 @@ fi
 if [ "$(uname)" = Linux ] && ! has chromium && ! has google-chrome && has apt-get; then
     if [ "$(id -u)" = 0 ]; then root=""; elif has sudo; then root="sudo -n"; else root="false"; fi
     echo "Installing chromium"
-    { $root apt-get update -q && $root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -q \
-        --no-install-recommends chromium; } </dev/null >/dev/null 2>&1 ||
+    { $root apt-get update -q && $root ../scripts/apt-install.sh chromium; } </dev/null >/dev/null 2>&1 ||
         echo "chromium can't be installed: the page isn't tested in a browser." >&2
 fi
 exit 0
